@@ -1,0 +1,1 @@
+"""The HTTP front: connections, dispatch and handlers. ``exchange`` is the contract between them."""
