@@ -189,7 +189,7 @@ def _did_you_mean(path: str, spell: Any) -> str:
 
 
 def read_text(kind: Any, text: str) -> Any:
-    """What ``text`` means for a setting of type ``kind``. Lists: separated by commas, or written as in TOML. Raises ``ValueError``."""
+    """What ``text`` means for a setting of type ``kind``; a list has commas, or is written as in TOML. Raises ``ValueError``."""
     if kind is bool:
         return _read_bool(text)
     if kind is int and re.fullmatch(r"[+-]?[0-9]{1,19}", text.strip()):

@@ -238,7 +238,7 @@ def _unique_tokens(tokens: tuple[TokenConfig, ...]) -> str | None:
 
 @attrs.frozen(kw_only=True)
 class AuthConfig:
-    """Who may call. ``tokens`` is what the node accepts, after the rule for a node without any (see ``load_config``)."""
+    """Who may call. In a loaded configuration ``tokens`` is what the node accepts, the token of a node without any included."""
 
     tokens: tuple[TokenConfig, ...] = setting((), "tables with name, sha256, scopes and limits", check=_unique_tokens)
     skip_prefixes: tuple[str, ...] = setting((), "paths that start with one of these need no token", check=_prefixes)

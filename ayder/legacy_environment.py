@@ -77,10 +77,10 @@ def translate(environ: Mapping[str, str]) -> LegacySettings:
 
 
 def parse_tokens(text: str, defaults: tuple[int, int, int]) -> list[tuple[str, tuple[int, int, int]]]:
-    """The old grammar, ``token[@rps[:burst[:daily]]]`` separated by commas, as (token, (rps, burst, daily)); the first of two wins.
+    """The old grammar, ``token[@rps[:burst[:daily]]]`` separated by commas, as (token, (rps, burst, daily)).
 
-    A number that is missing, zero or no number is the default. Raises ``ValueError`` for what the predecessor dropped unsaid:
-    more than 128 tokens, or one of more than 127 bytes.
+    Of two equal tokens the first wins; a number that is missing, zero or no number is the default. Raises ``ValueError`` for
+    what the predecessor dropped unsaid: more than 128 tokens, or one of more than 127 bytes.
     """
     tokens: dict[str, tuple[int, int, int]] = {}
     for entry in text.split(","):
@@ -106,7 +106,8 @@ def _refuse_what_is_not_built(present: Mapping[str, str], found: LegacySettings)
     if present.get("RF_HA_ENABLED") == "1":
         # Running alone would acknowledge writes that the operator believes replicated.
         found.mistakes.append(
-            "environment RF_HA_ENABLED=1: this version is a single node and will not pretend to be a cluster; unset it to run one node"
+            "environment RF_HA_ENABLED=1: this version is a single node and will not pretend to be a cluster; "
+            "unset it to run one node"
         )
     if not present.get("RF_ROCKET", "0").startswith("0"):
         found.mistakes.append(

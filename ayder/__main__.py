@@ -1,0 +1,194 @@
+"""The command line: ``ayder serve``, ``ayder check-config``, ``ayder --version``.
+
+Owns: flags, exit codes (0 clean stop, 1 the node failed, 2 the settings are wrong) and what is printed for people. Must not
+know: how a node works; it is imported only when one is started, so that the other commands and every mistake are quick.
+"""
+
+import argparse
+import functools
+import shlex
+import sys
+import traceback
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from ayder import __version__, config_report, launch
+from ayder.config import DEV_TOKEN, Config, ConfigError, token_hash
+
+__all__ = ["main"]
+
+EXIT_FAILED = 1
+EXIT_MISCONFIGURED = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version"):
+        arguments.insert(0, "serve")  # the predecessor had no commands, only flags
+    options = _parser().parse_args(arguments)
+    try:
+        launch.refuse_optimised()
+        flags, warnings = _settings_of(options)
+        config = launch.config_from_process(flags, config_path=options.config)
+        for warning in (*warnings, *config.warnings):
+            print(f"ayder: warning: {warning}", file=sys.stderr)
+        command: Callable[[Config], int] = options.command
+        return command(config)
+    except ConfigError as exc:
+        for mistake in exc.mistakes:
+            print(f"ayder: {mistake}", file=sys.stderr)
+        return EXIT_MISCONFIGURED
+
+
+# ---- flags ----
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ayder", description="An HTTP-native durable event log; curl is the client.")
+    parser.add_argument("--version", action="version", version=f"ayder {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    serve = commands.add_parser("serve", help="run a node until it is told to stop (SIGTERM, Ctrl-C)")
+    serve.set_defaults(command=_serve)
+    check = commands.add_parser("check-config", help="print every setting and where it comes from; start nothing")
+    check.set_defaults(command=_check_config)
+    for command in (serve, check):
+        _add_setting_flags(command)
+    return parser
+
+
+def _add_setting_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--bind", metavar="HOST:PORT", help="address to listen on (default 127.0.0.1:1109)")
+    command.add_argument("--data", metavar="DIR", help="directory that holds everything (default ./data)")
+    command.add_argument("--config", metavar="FILE.toml", help="settings, below environment and flags")
+    command.add_argument("--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="any setting, repeatable")
+    old = command.add_argument_group("flags of the predecessor")
+    old.add_argument("--port", "-p", metavar="N", help="port to listen on")
+    old.add_argument("--http", metavar="[HOST]:N", help="address to listen on")
+    old.add_argument("--workers", metavar="N", help="accepted; a node is one process")
+    old.add_argument("--aof", metavar="MODE", help="accepted; a record is always on disk before its answer")
+
+
+def _settings_of(options: argparse.Namespace) -> tuple[dict[str, str], list[str]]:
+    """Flags as ``section.key`` → text, and warnings. Rank: ``--set`` > ``--bind`` > ``--port`` > ``--http``."""
+    flags: dict[str, str] = {}
+    if options.http is not None:
+        flags |= _address("--http", options.http, host_required=False)
+    if options.port is not None:
+        flags["http.port"] = options.port
+    if options.bind is not None:
+        flags |= _address("--bind", options.bind, host_required=True)
+    if options.data is not None:
+        flags["storage.data_dir"] = options.data
+    for text in options.set:
+        path, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError([f"flag --set {text}: expected SECTION.KEY=VALUE"])
+        flags[path.strip()] = value
+    return flags, _meaningless(options)
+
+
+def _address(flag: str, text: str, *, host_required: bool) -> dict[str, str]:
+    host, colon, port = text.rpartition(":")
+    if (host_required and not (host and colon)) or not port.isascii() or not port.isdigit():
+        raise ConfigError([f"flag {flag} {text}: expected {'HOST:PORT' if host_required else '[HOST]:PORT'}"])
+    host = host.removeprefix("[").removesuffix("]")
+    return {"http.port": port} | ({"http.host": host} if host else {})
+
+
+def _meaningless(options: argparse.Namespace) -> list[str]:
+    warnings = []
+    if options.workers not in (None, "1"):
+        warnings.append(f"--workers {options.workers}: a node is one process; the flag changes nothing")
+    if options.aof not in (None, "always"):
+        warnings.append(f"--aof {options.aof}: a record is always on disk before its answer; the flag changes nothing")
+    return warnings
+
+
+# ---- commands ----
+
+
+def _check_config(config: Config) -> int:
+    for line in config_report.effective_settings(config):
+        print(line)
+    return 0
+
+
+def _serve(config: Config) -> int:
+    config, generated = launch.with_token(config)
+    import trio  # noqa: PLC0415  (only a node needs it)
+
+    from ayder import node  # noqa: PLC0415
+
+    try:
+        trio.run(_run_and_announce, node.run_node, config, generated)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BaseException as exc:  # the last frame of the process: whatever ended the node is said once, in words
+        _say_why(exc)
+        return EXIT_FAILED
+    return 0
+
+
+async def _run_and_announce(run_node: Callable[..., Awaitable[None]], config: Config, generated: str | None) -> None:
+    """Run the node; once it says (``task_status.started``) that it listens, print how to talk to it."""
+    import trio  # noqa: PLC0415
+
+    async with trio.open_nursery() as nursery:
+        urls = await nursery.start(functools.partial(run_node, config))
+        print("\n".join(greeting(config, generated, _first_url(urls, config))), flush=True)
+
+
+def _first_url(urls: Any, config: Config) -> str:
+    """Where the node says it listens (a URL or several), else where it was told to."""
+    if isinstance(urls, (list, tuple)) and urls:
+        urls = urls[0]
+    if isinstance(urls, str) and "://" in urls:
+        return urls
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.http.host, config.http.host)  # noqa: S104  (compared, not bound)
+    scheme = "https" if config.http.tls_certificate else "http"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{config.http.port}"
+
+
+def greeting(config: Config, generated: str | None, url: str) -> list[str]:
+    """The lines printed at start: the URL, the token (or where it is), and three calls to paste."""
+    if generated is not None:
+        token, said = f"$(cat {shlex.quote(launch.token_path(config))})", f"{generated} (kept in {launch.token_path(config)})"
+    elif any(one.sha256 == token_hash(DEV_TOKEN) for one in config.auth.tokens):
+        token, said = DEV_TOKEN, DEV_TOKEN
+    else:
+        names = ", ".join(one.name for one in config.auth.tokens)
+        token, said = "$AYDER_TOKEN", f"configured: {names} (put yours into AYDER_TOKEN)"
+    curl = f'curl -H "Authorization: Bearer {token}"'
+    return [
+        f"ayder {__version__} listens on {url}",
+        f"token: {said}",
+        "",
+        f"""{curl} -d '{{"name":"orders","partitions":4}}' {url}/broker/topics""",
+        f"""{curl} -d 'hello' '{url}/broker/topics/orders/produce?partition=0'""",
+        f"""{curl} {url}/broker/consume/orders/readers/0""",
+    ]
+
+
+# ---- what ended the node ----
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for part in error.exceptions for leaf in _leaves(part)]
+    return [error]
+
+
+def _say_why(error: BaseException) -> None:
+    """One line for each cause. What we did not foresee is shown with its traceback: it is a bug to report."""
+    for leaf in _leaves(error):
+        foreseen = isinstance(leaf, OSError) or type(leaf).__module__.partition(".")[0] == "ayder"
+        if not foreseen:
+            traceback.print_exception(leaf)
+        text = str(leaf) or type(leaf).__name__
+        print(f"ayder: {text if foreseen else f'{type(leaf).__name__}: {text}'}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
