@@ -40,8 +40,9 @@ def setting(
     at_most: float | None = None,
     one_of: tuple[str, ...] = (),
     check: Callable[[Any], str | None] | None = None,
+    shown: bool = True,
 ) -> Any:
-    """Declare one setting. ``check`` returns what is wrong with a value, or None. Limits are inclusive."""
+    """Declare one setting. ``check`` returns what is wrong with a value, or None. Limits are inclusive. Secrets are not ``shown``."""
 
     def validate(_instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
         if isinstance(value, float) and not math.isfinite(value):
@@ -56,7 +57,7 @@ def setting(
             raise ValueError(complaint)
 
     limits = {"at_least": at_least, "at_most": at_most, "one_of": one_of}
-    return attrs.field(default=default, validator=validate, metadata={"help": help, "unit": unit, **limits})
+    return attrs.field(default=default, validator=validate, repr=shown, metadata={"help": help, "unit": unit, **limits})
 
 
 def _milliseconds(default: int, help: str, *, at_least: int = 1, at_most: int = ONE_DAY_MS) -> Any:
@@ -221,7 +222,7 @@ class TokenConfig:
     """One bearer token: what it may do, and how often. The token itself is not kept."""
 
     name: str = setting(attrs.NOTHING, "its name in logs and metrics", check=_not_empty)
-    sha256: str = setting(attrs.NOTHING, "SHA-256 of the token, in hex", check=_sha256)
+    sha256: str = setting(attrs.NOTHING, "SHA-256 of the token, in hex", check=_sha256, shown=False)
     scopes: tuple[str, ...] = setting(
         ("*",), "what it may do: `*`, `admin`, `metrics`, `produce:orders.*`, `consume:*`, `kv:app`", check=_scopes
     )
