@@ -1,0 +1,283 @@
+"""The verbs that change something: what a request must satisfy before it may enter the log, and who waits for it.
+
+Owns: admission to the log, the choice of a partition, the blocks that gather and those that are on their way, and what happens
+to each applied run (offset index, tail cache, readers who wait). Must not know: HTTP, files, Raft's rules.
+
+Invariants: every check here is a courtesy that spares the log a refusal, the decision is ``StateMachine.apply``'s; an
+``AyderError`` raised by a verb means that nothing entered the log; a waiter is told exactly once. All state changes are sync.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import trio
+
+from ayder.commands import Command
+from ayder.config import Config
+from ayder.entries import LogEntry, LogIndex, Placement
+from ayder.errors import AyderError, ErrorCode
+from ayder.partition import Partition
+from ayder.pending import AppendWaiter, PendingBlock
+from ayder.raft.driver import Driver
+from ayder.records import Record
+from ayder.run_cache import CachedRun, RunCache
+from ayder.runs import RUN_HEADER_BYTES, encode_records
+from ayder.state_machine import Result, StateMachine
+from ayder.storage.interface import LogStore, RunEntry
+from ayder.topics import Topic, partition_for_key
+
+__all__ = ["Broker", "SegmentEnd"]
+
+_BLOCK_SLACK_BYTES = 64
+
+
+class SegmentEnd:
+    """A segment whose last entry was applied: the state at that point, and what its footer needs."""
+
+    __slots__ = ("applied_index", "end_offsets", "segment_id", "state")
+
+    def __init__(self, segment_id: int, applied_index: LogIndex, state: bytes, end_offsets: dict[int, int]) -> None:
+        self.segment_id = segment_id
+        self.applied_index = applied_index
+        self.state = state
+        self.end_offsets = end_offsets
+
+
+class _CommandWaiter:
+    """Bridges a control command to the task that awaits it."""
+
+    __slots__ = ("deadline_ns", "done", "event", "log_index", "outcome")
+
+    def __init__(self, deadline_ns: int) -> None:
+        self.deadline_ns = deadline_ns
+        self.done = False
+        self.event = trio.Event()
+        self.outcome: Result | None = None
+        self.log_index = 0
+
+    def applied(self, result: Result, log_index: int) -> None:
+        self.outcome, self.log_index = result, log_index
+        self.event.set()
+
+    def failed(self, error: AyderError) -> None:
+        self.outcome = error
+        self.event.set()
+
+
+class Broker:
+    """One node's broker. ``attach`` gives it its driver; until that is ready every verb answers ``no_quorum``."""
+
+    def __init__(self, *, config: Config, store: LogStore, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
+        self.config = config
+        self.store = store
+        self.state = StateMachine(self)
+        self.tail = RunCache(config.storage.tail_cache_bytes)
+        self.clock_ns = clock_ns
+        self.segment_ends: deque[SegmentEnd] = deque()
+        self.segment_ended = trio.Event()
+        self.retention_due = trio.Event()
+        self.shutting_down = False
+        self._driver: Driver | None = None
+        self._segment_id: int | None = None
+        self._gathering: deque[PendingBlock] = deque()
+        self._in_flight: dict[LogIndex, PendingBlock] = {}
+        self._taken: PendingBlock | None = None
+        self._queued_bytes = 0
+        self._grown: dict[int, trio.Event] = {}
+        self._cursors: dict[int, int] = {}
+        self.records_in: dict[int, int] = {}
+        """Records taken since start, by topic id (metrics)."""
+        self.bytes_in: dict[int, int] = {}
+
+    def attach(self, driver: Driver) -> None:
+        """Proposals go through this driver from now on."""
+        self._driver = driver
+
+    @property
+    def driver(self) -> Driver:
+        """The driver attached."""
+        assert self._driver is not None
+        return self._driver
+
+    # -- admission ------------------------------------------------------------------------------------------------
+    def admit(self, size_bytes: int) -> PendingBlock:
+        """The block that may take ``size_bytes`` more. Raises ``AyderError``: surely nothing happened.
+
+        Codes: shutting_down, no_quorum (not caught up), storage_full, overloaded, payload_too_large.
+        """
+        driver = self.driver
+        if self.shutting_down:
+            raise AyderError(ErrorCode.SHUTTING_DOWN, "the node is stopping")
+        if not driver.ready:
+            raise AyderError(ErrorCode.NO_QUORUM, "the node is still applying its log")
+        if driver.refuse_until_ns and self.clock_ns() < driver.refuse_until_ns:
+            raise AyderError(ErrorCode.STORAGE_FULL, "the disk is full; nothing was written")
+        raft = self.config.raft
+        if self._queued_bytes + size_bytes > raft.max_queued_bytes:
+            raise AyderError(ErrorCode.OVERLOADED, "too much is waiting for the disk", retry_after=1)
+        if self._gathering and self._gathering[-1].size_bytes + size_bytes <= raft.max_block_bytes:
+            return self._gathering[-1]
+        if not self._gathering or self._gathering[-1]:
+            self._gathering.append(PendingBlock())
+        return self._gathering[-1]
+
+    def _added(self, block: PendingBlock, size_before: int) -> None:
+        self._queued_bytes += block.size_bytes - size_before
+        self.driver.poke()
+
+    # -- topics ---------------------------------------------------------------------------------------------------
+    def topic(self, name: str) -> Topic:
+        """The topic of that name. Raises ``AyderError`` (topic_not_found)."""
+        topic = self.state.catalogue.by_name.get(name)
+        if topic is None:
+            raise AyderError(ErrorCode.TOPIC_NOT_FOUND, f"there is no topic {name!r}", topic=name)
+        return topic
+
+    def partition(self, topic: Topic, number: int) -> Partition:
+        """Raises ``AyderError`` (partition_not_found)."""
+        if not 0 <= number < len(topic.partitions):
+            raise AyderError(
+                ErrorCode.PARTITION_NOT_FOUND,
+                f"topic {topic.name!r} has partitions 0 to {len(topic.partitions) - 1}, not {number}",
+                topic=topic.name, partition=number,
+            )  # fmt: skip
+        return topic.partitions[number]
+
+    def choose_partition(self, topic: Topic, key: bytes) -> int:
+        """By key as Kafka's clients do; without one the partition of the moment, another each block (sticky round-robin)."""
+        count = len(topic.partitions)
+        if key:
+            return partition_for_key(key, count)
+        return (self.state.applied_index + topic.topic_id) % count
+
+    # -- produce --------------------------------------------------------------------------------------------------
+    def produce_value(self, topic: Topic, partition: int, value: bytes, waiter: AppendWaiter) -> None:
+        """One bare record: no key, headers, own timestamp or idempotency key. The waiter is told when it is durable."""
+        block = self.admit(len(value) + RUN_HEADER_BYTES + _BLOCK_SLACK_BYTES)
+        before = block.size_bytes
+        block.add_value(topic.topic_id, partition, value, waiter)
+        self._added(block, before)
+
+    def produce_run(self, uid: int, run: bytes, waiter: AppendWaiter) -> None:
+        """Records of one partition already laid out as a run (``runs.encode_*``), with its producer section if any."""
+        block = self.admit(len(run) + _BLOCK_SLACK_BYTES)
+        before = block.size_bytes
+        block.add_run(uid, run, waiter)
+        self._added(block, before)
+
+    def produce_records(
+        self, topic: Topic, partition: int, records: Sequence[Record], waiter: AppendWaiter, *, producer: bytes = b""
+    ) -> None:
+        """Records of one partition with keys, headers or timestamps."""
+        run = encode_records(topic.topic_id, partition, records, producer=producer)
+        self.produce_run(topic.partitions[partition].uid, run, waiter)
+
+    def produce_runs(self, runs: Sequence[tuple[int, bytes]], waiters: Sequence[AppendWaiter]) -> None:
+        """Runs of several partitions in one block, so that all of them or none is applied. One waiter a run."""
+        block = self.admit(sum(len(run) for _, run in runs) + _BLOCK_SLACK_BYTES * (len(runs) + 1))
+        before = block.size_bytes
+        for (uid, run), waiter in zip(runs, waiters, strict=True):
+            block.add_run(uid, run, waiter)
+        self._added(block, before)
+
+    # -- control commands -----------------------------------------------------------------------------------------
+    async def execute(self, command: Command, *, timeout_ms: int | None = None) -> tuple[Result, LogIndex]:
+        """Put a control command through the log and return what applying it gave. Raises ``AyderError``."""
+        wait_ms = self.config.http.default_produce_timeout_ms if timeout_ms is None else timeout_ms
+        waiter = _CommandWaiter(self.clock_ns() + wait_ms * 1_000_000)
+        block = self.admit(512 + _BLOCK_SLACK_BYTES)
+        before = block.size_bytes
+        block.add_command(command, waiter)
+        self._added(block, before)
+        await waiter.event.wait()
+        if isinstance(waiter.outcome, AyderError):
+            raise waiter.outcome
+        assert waiter.outcome is not None
+        return waiter.outcome, waiter.log_index
+
+    # -- BlockSource ----------------------------------------------------------------------------------------------
+    def take_block(self) -> bytes | None:
+        """See ``raft.driver.BlockSource``."""
+        if not self._gathering or not self._gathering[0]:
+            return None
+        block = self._gathering.popleft()
+        payload = block.encode()
+        block.forget_bytes()
+        self._taken = block
+        return payload
+
+    def proposed(self, entry: LogEntry) -> None:
+        """See ``raft.driver.BlockSource``."""
+        assert self._taken is not None
+        self._in_flight[entry.index] = self._taken
+        self._taken = None
+
+    def refused(self, error: AyderError) -> None:
+        """See ``raft.driver.BlockSource``: the newest block in flight was not written."""
+        if self._in_flight:
+            self._answer_for(self._in_flight.popitem()[1]).fail(error)
+
+    def expire(self, now_ns: int) -> None:
+        """See ``raft.driver.BlockSource``."""
+        for block in (*self._in_flight.values(), *self._gathering):
+            block.expire(now_ns)
+
+    def _answer_for(self, block: PendingBlock) -> PendingBlock:
+        self._queued_bytes -= block.size_bytes - PendingBlock().size_bytes
+        return block
+
+    # -- Applier and RunSink --------------------------------------------------------------------------------------
+    @property
+    def applied_index(self) -> LogIndex:
+        """See ``raft.driver.Applier``."""
+        return self.state.applied_index
+
+    def apply(self, entry: LogEntry, placement: Placement) -> None:
+        """See ``raft.driver.Applier``. The first entry of a segment is also the moment the one before it can be sealed."""
+        if placement.segment_id != self._segment_id:
+            self._begin_segment(placement.segment_id)
+        results = self.state.apply(entry, placement)
+        block = self._in_flight.pop(entry.index, None)
+        if block is not None:
+            self._answer_for(block).complete(results, entry.index)
+
+    def _begin_segment(self, segment_id: int) -> None:
+        if self._segment_id is not None:
+            self.segment_ends.append(
+                SegmentEnd(self._segment_id, self.state.applied_index, self.state.capture(), self.state.end_offsets())
+            )
+            self.segment_ended.set()
+        self._segment_id = segment_id
+
+    def run_applied(self, uid: int, segment_id: int, entry: RunEntry, payload: bytes, start: int) -> None:
+        """See ``state_machine.RunSink``."""
+        self.store.note_run(segment_id, uid, entry)
+        base, count, _, log_time_ms, _, length = entry
+        self.tail.add(uid, CachedRun(base, count, log_time_ms, payload, start, length))
+        grown = self._grown.pop(uid, None)
+        if grown is not None:
+            grown.set()
+        topic_id = uid >> 16
+        self.records_in[topic_id] = self.records_in.get(topic_id, 0) + count
+        self.bytes_in[topic_id] = self.bytes_in.get(topic_id, 0) + length
+
+    def topic_deleted(self, topic: Topic) -> None:
+        """See ``state_machine.RunSink``."""
+        for partition in topic.partitions:
+            self.store.forget_partition(partition.uid)
+            self.tail.forget(partition.uid)
+            grown = self._grown.pop(partition.uid, None)
+            if grown is not None:
+                grown.set()
+        self.records_in.pop(topic.topic_id, None)
+        self.bytes_in.pop(topic.topic_id, None)
+
+    def grown(self, uid: int) -> trio.Event:
+        """An event that is set when the partition takes its next run (or its topic is deleted)."""
+        event = self._grown.get(uid)
+        if event is None:
+            event = self._grown[uid] = trio.Event()
+        return event

@@ -1,0 +1,1 @@
+"""Consensus: a sans-I/O core (quorum, consensus) and the driver that gives it time, a disk and waiters."""
