@@ -42,7 +42,7 @@ def setting(
     check: Callable[[Any], str | None] | None = None,
     shown: bool = True,
 ) -> Any:
-    """Declare one setting. ``check`` returns what is wrong with a value, or None. Limits are inclusive. Secrets are not ``shown``."""
+    """Declare a setting. ``check`` says what is wrong with a value, or None; limits are inclusive; a secret is not ``shown``."""
 
     def validate(_instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
         if isinstance(value, float) and not math.isfinite(value):
