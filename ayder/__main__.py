@@ -6,6 +6,7 @@ know: how a node works; it is imported only when one is started, so that the oth
 
 import argparse
 import functools
+import os
 import shlex
 import sys
 import traceback
@@ -110,8 +111,10 @@ def _meaningless(options: argparse.Namespace) -> list[str]:
 
 
 def _check_config(config: Config) -> int:
-    for line in config_report.effective_settings(config):
-        print(line)
+    try:
+        print("\n".join(config_report.effective_settings(config)), flush=True)
+    except BrokenPipeError:  # `ayder check-config | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -123,10 +126,12 @@ def _serve(config: Config) -> int:
 
     try:
         trio.run(_run_and_announce, node.run_node, config, generated)
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    except BaseException as exc:  # the last frame of the process: whatever ended the node is said once, in words
-        _say_why(exc)
+    except (Exception, KeyboardInterrupt, BaseExceptionGroup) as exc:
+        # The last frame of the process: whatever ended the node is said once, in words.
+        causes = _leaves(exc)
+        if all(isinstance(cause, KeyboardInterrupt) for cause in causes):
+            return EXIT_INTERRUPTED
+        _say_why(causes)
         return EXIT_FAILED
     return 0
 
@@ -180,14 +185,14 @@ def _leaves(error: BaseException) -> list[BaseException]:
     return [error]
 
 
-def _say_why(error: BaseException) -> None:
+def _say_why(causes: list[BaseException]) -> None:
     """One line for each cause. What we did not foresee is shown with its traceback: it is a bug to report."""
-    for leaf in _leaves(error):
-        foreseen = isinstance(leaf, OSError) or type(leaf).__module__.partition(".")[0] == "ayder"
+    for cause in causes:
+        foreseen = isinstance(cause, OSError) or type(cause).__module__.partition(".")[0] == "ayder"
         if not foreseen:
-            traceback.print_exception(leaf)
-        text = str(leaf) or type(leaf).__name__
-        print(f"ayder: {text if foreseen else f'{type(leaf).__name__}: {text}'}", file=sys.stderr)
+            traceback.print_exception(cause)
+        text = str(cause) or type(cause).__name__
+        print(f"ayder: {text if foreseen else f'{type(cause).__name__}: {text}'}", file=sys.stderr)
 
 
 if __name__ == "__main__":

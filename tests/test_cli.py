@@ -181,6 +181,22 @@ def test_a_node_that_fails_ends_with_status_1_and_a_sentence(
     assert ("Traceback" in said) is traced
 
 
+def test_ctrl_c_ends_with_status_130_and_no_traceback(
+    in_tmp: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def run_node(config: Config, *, task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED) -> None:
+        raise KeyboardInterrupt
+
+    assert serve(monkeypatch, run_node, "serve") == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_check_config_survives_a_reader_that_leaves() -> None:
+    script = f"{sys.executable} -m ayder check-config | true; test ${{PIPESTATUS[0]}} -eq 0"
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 # ---- the token of a data directory ----
 
 
