@@ -39,12 +39,14 @@ $(BIN)/python:
 	@PYTHON='$(PYTHON)' sh .ci/make-venv '$(VENV)'
 
 $(VENV)/.runtime: constraints/runtime.txt pyproject.toml | $(BIN)/python
-	$(PIP) install --quiet --require-hashes -r constraints/runtime.txt
-	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@echo "installing the pinned dependencies into $(VENV)"
+	@$(PIP) install --quiet --require-hashes -r constraints/runtime.txt
+	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/.dev: constraints/dev.txt $(VENV)/.runtime
-	$(PIP) install --quiet --require-hashes -r constraints/dev.txt
+	@echo "installing the pinned development tools into $(VENV)"
+	@$(PIP) install --quiet --require-hashes -r constraints/dev.txt
 	@touch $@
 
 format: $(VENV)/.dev

@@ -164,7 +164,7 @@ def greeting(config: Config, generated: str | None, url: str) -> list[str]:
         token, said = DEV_TOKEN, DEV_TOKEN
     else:
         names = ", ".join(one.name for one in config.auth.tokens)
-        token, said = "$AYDER_TOKEN", f"configured: {names} (put yours into AYDER_TOKEN)"
+        token, said = "$TOKEN", f"configured: {names} (put yours into TOKEN)"
     curl = f'curl -H "Authorization: Bearer {token}"'
     return [
         f"ayder {__version__} listens on {url}",

@@ -243,7 +243,7 @@ def test_the_greeting_never_prints_a_configured_token(tmp_path: pathlib.Path) ->
     config = load_config({}, {"RF_BEARER_TOKENS": "very-secret"}, None)
     text = "\n".join(greeting(config, None, "http://127.0.0.1:1"))
     assert "very-secret" not in text
-    assert "$AYDER_TOKEN" in text
+    assert "$TOKEN" in text
     config, token = launch.with_token(open_config(tmp_path))
     text = "\n".join(greeting(config, token, "http://127.0.0.1:1"))
     assert f"$(cat {tmp_path / 'token'})" in text
