@@ -48,6 +48,8 @@ class Request:
     """Who asks: set by ``Application.open`` (a ``Principal``)."""
     route: object = None
     """What was matched: set by ``Application.open`` so that ``respond`` need not match again."""
+    response_headers: Headers = ()
+    """Headers every answer to this request carries: set by ``Application.open`` (rate limits)."""
 
 
 @attrs.define(slots=True, eq=False)
@@ -69,17 +71,21 @@ class Deferred:
     An abandoned one (the client left) swallows its answer: the operation itself is not undone.
     """
 
-    __slots__ = ("abandoned", "response", "when_resolved")
+    __slots__ = ("abandoned", "observer", "response", "when_resolved")
 
     def __init__(self) -> None:
         self.response: Response | None = None
         self.abandoned = False
         self.when_resolved: Callable[[], None] | None = None
+        self.observer: Callable[[Response], None] | None = None
+        """Sees the answer before it leaves, and may add headers to it."""
 
     def resolve(self, response: Response) -> None:
         """Give the answer. Sync, never raises for a client that left; calling it twice is a bug."""
         assert self.response is None, "a deferred answer is given once"
         self.response = response
+        if self.observer is not None:
+            self.observer(response)
         if self.when_resolved is not None and not self.abandoned:
             self.when_resolved()
 

@@ -1,0 +1,45 @@
+"""What a handler may reach: one object handed to every call, made once by the node.
+
+Owns: nothing but the references. Must not know: routes, sockets.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import attrs
+
+from ayder.config import Config
+
+if TYPE_CHECKING:
+    from ayder.broker import Broker
+    from ayder.fetch import Fetcher
+    from ayder.http.admission import RateLimiter
+    from ayder.http.auth import Authenticator
+    from ayder.log_cleaner import LogCleaner
+    from ayder.metrics import Metrics
+
+__all__ = ["Context", "NodeFacts"]
+
+
+class NodeFacts(Protocol):
+    """What the node says about itself."""
+
+    @property
+    def starting_reasons(self) -> list[str]:
+        """Why the node is not ready; empty when it is."""
+        ...
+
+
+@attrs.frozen(slots=True, eq=False)
+class Context:
+    """Everything behind the handlers."""
+
+    config: Config
+    broker: Broker
+    fetcher: Fetcher
+    cleaner: LogCleaner
+    authenticator: Authenticator
+    rate_limiter: RateLimiter
+    metrics: Metrics
+    node: NodeFacts
