@@ -175,12 +175,13 @@ class Broker:
         run = encode_records(topic.topic_id, partition, records, producer=producer)
         self.produce_run(topic.partitions[partition].uid, run, waiter)
 
-    def produce_runs(self, runs: Sequence[tuple[int, bytes]], waiters: Sequence[AppendWaiter]) -> None:
-        """Runs of several partitions in one block, so that all of them or none is applied. One waiter a run."""
-        block = self.admit(sum(len(run) for _, run in runs) + _BLOCK_SLACK_BYTES * (len(runs) + 1))
+    def produce_batch(
+        self, runs: Sequence[tuple[int, bytes]], waiters: Sequence[AppendWaiter], *, producer: bytes = b""
+    ) -> None:
+        """Runs of several partitions in one block, so that all of them or none is taken. One waiter a run."""
+        block = self.admit(sum(len(run) for _, run in runs) + _BLOCK_SLACK_BYTES * (len(runs) + 1) + len(producer))
         before = block.size_bytes
-        for (uid, run), waiter in zip(runs, waiters, strict=True):
-            block.add_run(uid, run, waiter)
+        block.add_batch(runs, waiters, producer)
         self._added(block, before)
 
     # -- control commands -----------------------------------------------------------------------------------------

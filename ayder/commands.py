@@ -25,6 +25,7 @@ __all__ = [
     "BLOCK_HEADER_BYTES",
     "COMMAND_HEADER_BYTES",
     "RUN",
+    "BatchHead",
     "Command",
     "CommitOffset",
     "CommitOffsets",
@@ -112,9 +113,20 @@ class TrimPartitions(msgspec.Struct, array_like=True, frozen=True):
     trims: tuple[TrimPartition, ...]
 
 
-Command = CreateTopic | DeleteTopic | CommitOffsets | SetRetention | TrimPartitions
+class BatchHead(msgspec.Struct, array_like=True, frozen=True):
+    """The next ``runs`` RUN commands are one idempotent batch: all are taken or none.
 
-_TAGS: Final[dict[type[Command], int]] = {CreateTopic: 2, DeleteTopic: 3, CommitOffsets: 4, SetRetention: 5, TrimPartitions: 6}
+    ``producer`` (digest and key) is judged in the window of partition ``uid``, the batch's first.
+    """
+
+    uid: int
+    producer: bytes
+    runs: int
+
+
+Command = BatchHead | CreateTopic | DeleteTopic | CommitOffsets | SetRetention | TrimPartitions
+
+_TAGS: Final[dict[type[Command], int]] = {CreateTopic: 2, DeleteTopic: 3, CommitOffsets: 4, SetRetention: 5, TrimPartitions: 6, BatchHead: 7}
 _DECODERS: Final[dict[int, msgspec.msgpack.Decoder[Command]]] = {
     tag: msgspec.msgpack.Decoder(kind) for kind, tag in _TAGS.items()
 }

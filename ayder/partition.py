@@ -23,6 +23,8 @@ class Seen(msgspec.Struct, array_like=True, frozen=True):
     digest: bytes
     log_index: int
     log_time_ms: int
+    parts: tuple[tuple[int, int], ...] = ()
+    """For a batch over several partitions: base offset and count of each of its runs."""
 
 
 @attrs.define(slots=True, eq=False)

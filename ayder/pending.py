@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from ayder.commands import BLOCK_HEADER_BYTES, COMMAND_HEADER_BYTES, RUN, Command, encode_block, encode_command
+from ayder.commands import BLOCK_HEADER_BYTES, COMMAND_HEADER_BYTES, RUN, BatchHead, Command, encode_block, encode_command
 from ayder.errors import AyderError, ErrorCode
 from ayder.runs import RUN_HEADER_BYTES, encode_values
 from ayder.state_machine import Appended, Result
@@ -105,6 +105,16 @@ class PendingBlock:
         self._open.pop(uid, None)
         self._add((RUN, run), waiter)
 
+    def add_batch(self, runs: Sequence[tuple[int, bytes]], waiters: Sequence[AppendWaiter], producer: bytes) -> None:
+        """Runs of several partitions that are taken or refused together, recognised by ``producer`` (digest and key)."""
+        if producer:
+            slot = encode_command(BatchHead(runs[0][0], producer, len(runs)))
+            self._slots.append(slot)
+            self._waiters.append([])
+            self.size_bytes += len(slot[1]) + COMMAND_HEADER_BYTES
+        for (uid, run), waiter in zip(runs, waiters, strict=True):
+            self.add_run(uid, run, waiter)
+
     def add_command(self, command: Command, waiter: ResultWaiter) -> None:
         """A control command. Later records stand behind it."""
         self._open.clear()
@@ -137,7 +147,8 @@ class PendingBlock:
         assert len(results) == len(self._waiters), (len(results), len(self._waiters))
         for result, waiter in zip(results, self._waiters, strict=True):
             if isinstance(waiter, list):
-                _complete_values(result, waiter, log_index)
+                if waiter:  # empty: the head of a batch, for which nobody waits
+                    _complete_values(result, waiter, log_index)
             elif not waiter.done:
                 waiter.done = True
                 _complete_one(result, waiter, log_index)

@@ -18,6 +18,7 @@ from typing import NamedTuple, Protocol
 
 from ayder.checkpoint import catalogue_of, decode_image, encode_image, groups_of, image_of
 from ayder.commands import (
+    BatchHead,
     Command,
     CommitOffsets,
     CreateTopic,
@@ -34,7 +35,7 @@ from ayder.runs import DIGEST_BYTES, RUN_HEADER_BYTES
 from ayder.storage.interface import RunEntry
 from ayder.topics import Topic, TopicCatalogue, merge_retention
 
-__all__ = ["Appended", "Committed", "Result", "RunSink", "StateMachine", "TopicChanged", "Trimmed"]
+__all__ = ["Appended", "BatchJudged", "Committed", "Result", "RunSink", "StateMachine", "TopicChanged", "Trimmed"]
 
 _RUN_FACTS = struct.Struct("<6xBBIII12xH2xI")
 """From a run's header: gap is skipped with the CRC and version; see ``runs.py`` for the whole layout."""
@@ -68,7 +69,13 @@ class Trimmed(NamedTuple):
     records: tuple[int, ...]
 
 
-Result = Appended | TopicChanged | Committed | Trimmed | AyderError
+class BatchJudged(NamedTuple):
+    """Whether the batch that follows was seen before."""
+
+    duplicate: bool
+
+
+Result = Appended | BatchJudged | TopicChanged | Committed | Trimmed | AyderError
 
 
 class RunSink(Protocol):
@@ -83,6 +90,27 @@ class RunSink(Protocol):
         ...
 
 
+class _Batch:
+    """An idempotent batch whose runs are being applied."""
+
+    __slots__ = ("first", "head", "left", "parts", "partition")
+
+    def __init__(self, head: BatchHead, partition: Partition, first: Seen | None) -> None:
+        self.head = head
+        self.partition = partition
+        self.first = first
+        self.left = head.runs
+        self.parts: list[tuple[int, int]] = []
+
+    def verdict(self) -> Result:
+        """The answer for the next run of a batch whose key was used before."""
+        assert self.first is not None
+        at = self.head.runs - self.left
+        if self.first.digest != self.head.producer[:DIGEST_BYTES] or len(self.first.parts) != self.head.runs:
+            return _reused(self.first)
+        return Appended(*self.first.parts[at], self.first.log_index, True)
+
+
 class StateMachine:
     """Topics, partitions, groups at ``applied_index``. Sync and single-threaded: it lives on the event loop."""
 
@@ -94,6 +122,7 @@ class StateMachine:
         self.applied_term = 0
         self.log_time_ms = 0
         self.state_hash = bytes(8)
+        self._batch: _Batch | None = None
         self.policy_version = 0
         """Moves when topics or retention policies change: what is derived from them is stale."""
 
@@ -129,6 +158,7 @@ class StateMachine:
         if entry.kind is not EntryKind.BLOCK:
             self._fold(entry, array("Q"), b"")
             return []
+        self._batch = None
         results: list[Result] = []
         effects = array("Q")
         words = b""
@@ -152,6 +182,8 @@ class StateMachine:
         partition = self.catalogue.partition(topic_id << 16 | number)
         if partition is None:
             return AyderError(ErrorCode.TOPIC_NOT_FOUND, "the topic was deleted before this record was committed")
+        if self._batch is not None and self._batch.first is not None:
+            return self._skip_run(self._batch, effects)
         if producer_length:
             at = start + RUN_HEADER_BYTES
             key = payload[at + DIGEST_BYTES : at + producer_length]
@@ -165,7 +197,36 @@ class StateMachine:
         effects.extend((partition.uid, base, count))
         run = RunEntry(base, count, before, entry.log_time_ms, placement.position + start, length)
         self._sink.run_applied(partition.uid, placement.segment_id, run, payload, start)
+        if self._batch is not None:
+            self._batched_run(self._batch, entry, base, count)
         return Appended(base, count, entry.index, False)
+
+    def _judge_batch(self, head: BatchHead, entry: LogEntry) -> Result:
+        partition = self.catalogue.partition(head.uid)
+        if partition is None:  # the topic is gone: each run will say so
+            return BatchJudged(False)
+        first = partition.window.find(head.producer[DIGEST_BYTES:], entry.log_time_ms)
+        self._batch = _Batch(head, partition, first)
+        return BatchJudged(first is not None)
+
+    def _skip_run(self, batch: _Batch, effects: array[int]) -> Result:
+        result = batch.verdict()
+        batch.left -= 1
+        effects.extend((batch.head.uid, batch.left, 0))
+        if not batch.left:
+            self._batch = None
+        return result
+
+    def _batched_run(self, batch: _Batch, entry: LogEntry, base: int, count: int) -> None:
+        batch.parts.append((base, count))
+        batch.left -= 1
+        if batch.left:
+            return
+        self._batch = None
+        producer = batch.head.producer
+        total = sum(part[1] for part in batch.parts)
+        seen = Seen(batch.parts[0][0], total, producer[:DIGEST_BYTES], entry.index, entry.log_time_ms, tuple(batch.parts))
+        batch.partition.window.add(producer[DIGEST_BYTES:], seen)
 
     def _apply_command(self, command: Command, entry: LogEntry) -> Result:
         match command:
@@ -179,6 +240,8 @@ class StateMachine:
                 return self._set_retention(command)
             case TrimPartitions():
                 return self._trim(command)
+            case BatchHead():
+                return self._judge_batch(command, entry)
 
     def _create_topic(self, command: CreateTopic, index: int) -> Result:
         existing = self.catalogue.by_name.get(command.name)
@@ -245,13 +308,17 @@ class StateMachine:
 
 
 def _duplicate(first: Seen, digest: bytes) -> Result:
-    if first.digest != digest:
-        return AyderError(
-            ErrorCode.IDEMPOTENCY_KEY_REUSED,
-            "this idempotency key was used with another body; the first use stands",
-            offset=first.base_offset,
-        )
+    if first.digest != digest or first.parts:
+        return _reused(first)
     return Appended(first.base_offset, first.count, first.log_index, True)
+
+
+def _reused(first: Seen) -> AyderError:
+    return AyderError(
+        ErrorCode.IDEMPOTENCY_KEY_REUSED,
+        "this idempotency key was used with another body; the first use stands",
+        offset=first.base_offset,
+    )
 
 
 def _beyond_end(what: str, offset: int, partition: Partition) -> AyderError:

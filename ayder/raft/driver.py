@@ -116,6 +116,8 @@ class Driver:
         self.refuse_until_ns = 0
         """The last block found no room: new ones are not worth trying before this monotonic time. 0: there is room."""
         self.tick_lateness_s = 0.0
+        self.last_append_s = 0.0
+        """How long the last write and sync took."""
         self.append_seconds: Callable[[float, int], None] | None = None
         """Told the duration of each append and its entry bytes (metrics)."""
 
@@ -223,8 +225,9 @@ class Driver:
             await trio.sleep(_FULL_RETRY_S)
 
     def _measure(self, started: float, ready: Ready) -> None:
+        self.last_append_s = time.perf_counter() - started
         if self.append_seconds is not None:
-            self.append_seconds(time.perf_counter() - started, sum(len(entry.payload) for entry in ready.entries))
+            self.append_seconds(self.last_append_s, sum(len(entry.payload) for entry in ready.entries))
 
     def apply_committed(self) -> None:
         """Apply what is committed and at hand; leave the rest to the apply loop."""

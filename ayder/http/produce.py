@@ -1,0 +1,339 @@
+"""Produce: one record, a batch of lines, a batch of typed records; answered when they are durable and applied.
+
+Owns: reading the request, the receipt. Must not know: how a record gets into the log (``broker``), sockets.
+
+The hot path is one bare value a request: no task is started and none is woken for it. The handler leaves a waiter with the broker;
+applying the block makes the waiter's receipt and the front sends it from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+
+import attrs
+import msgspec
+import trio
+
+from ayder.broker import Broker
+from ayder.commands import CreateTopic, Retention
+from ayder.errors import AyderError, ErrorCode
+from ayder.http.context import Context
+from ayder.http.errors import error_response
+from ayder.http.exchange import Answer, Deferred, Headers, Request, Response, Work
+from ayder.http.ndjson import TypedRecord, checked_headers, parse_records, split_lines
+from ayder.http.params import Query, invalid
+from ayder.http.routes import Body, Route, Scope
+from ayder.pending import AppendWaiter
+from ayder.records import Record, check_name
+from ayder.runs import encode_records, encode_run
+from ayder.topics import Topic, partition_for_key
+
+__all__ = ["ROUTES", "create_topic_command"]
+
+_RECORDS_TYPE = b"application/vnd.ayder.records+ndjson"
+_HEADER_PREFIX = b"ayder-header-"
+_MEMO_ENTRIES = 1024
+
+
+@attrs.frozen(slots=True)
+class _Options:
+    """The query of a produce call, typed. Those without a key are remembered by their raw query."""
+
+    partition: int | None
+    key: bytes
+    idempotency_key: bytes
+    timeout_ns: int
+    ack: str
+    timing: bool
+    receipt: bool
+    plain: bool
+    """Neither timing nor receipt nor ack asked for: the shortest receipt."""
+
+
+_options_memo: dict[bytes, _Options] = {}
+
+
+def _options(context: Context, raw: bytes) -> _Options:
+    found = _options_memo.get(raw)
+    if found is not None:
+        return found
+    query, topics = Query(raw), context.config.topics
+    timeout_ms = query.integer("timeout_ms", None, most=3_600_000) or context.config.http.default_produce_timeout_ms
+    timing, receipt = query.flag("timing"), query.flag("receipt")
+    ack = query.text("ack", "", choices=("leader", "majority", "all"))
+    options = _Options(
+        partition=query.integer("partition", None, most=(1 << 31) - 1),
+        key=query.raw("key", max_bytes=topics.max_key_bytes),
+        idempotency_key=query.raw("idempotency_key", max_bytes=topics.max_idempotency_key_bytes),
+        timeout_ns=timeout_ms * 1_000_000, ack=ack, timing=timing, receipt=receipt, plain=not (timing or receipt or ack),
+    )  # fmt: skip
+    if not options.key and not options.idempotency_key and len(raw) < 64:
+        if len(_options_memo) >= _MEMO_ENTRIES:
+            _options_memo.clear()
+        _options_memo[raw] = options
+    return options
+
+
+class _Receipt(Deferred):
+    """Waits for one run and becomes its receipt."""
+
+    __slots__ = ("_batch", "_context", "_options", "_partition", "_started_ns", "deadline_ns", "done")
+
+    def __init__(self, context: Context, options: _Options, partition: int, now_ns: int, *, batch: bool) -> None:
+        super().__init__()
+        self.deadline_ns = now_ns + options.timeout_ns
+        self.done = False
+        self._context = context
+        self._options = options
+        self._partition = partition
+        self._started_ns = now_ns
+        self._batch = batch
+
+    def appended(self, base_offset: int, count: int, log_index: int, duplicate: bool) -> None:
+        """See ``pending.AppendWaiter``."""
+        if self._batch:
+            head = b'{"ok":true,"first_offset":%d,"count":%d,' % (base_offset, count)
+        else:
+            head = b'{"ok":true,"offset":%d,' % base_offset
+        body = (
+            b'%b"partition":%d,"batch_id":%d,"sealed":true,"durable":true,"mode":"sealed","synced":true,"duplicate":%b}'
+            % (head, self._partition, log_index, b"true" if duplicate else b"false")
+        )
+        if self._options.plain:
+            self.resolve(Response(200, body))
+            return
+        facts, headers = _extras(self._context.broker, self._options, self._started_ns, log_index)
+        self.resolve(Response(200, body[:-1] + facts + b"}", headers=headers))
+
+    def failed(self, error: AyderError) -> None:
+        """See ``pending.AppendWaiter``."""
+        self.resolve(error_response(error))
+
+
+def _extras(broker: Broker, options: _Options, started_ns: int, log_index: int) -> tuple[bytes, Headers]:
+    """What ``timing=1``, ``receipt=1`` and ``ack=`` add to a receipt: JSON fields and headers."""
+    facts, headers = b"", ()
+    if options.receipt or options.ack:
+        ack: dict[str, object] = {"level": options.ack or "majority", "copies": 1, "voters": 1}
+        if options.ack == "leader":
+            ack["durable"] = "leader"
+        ack |= {"term": broker.driver.consensus.current_term, "index": log_index}
+        facts += b',"ack":' + msgspec.json.encode(ack)
+    if options.timing:
+        total_us = (time.monotonic_ns() - started_ns) // 1000
+        sync_us = min(total_us, int(broker.driver.last_append_s * 1e6))
+        fields = {"queue_us": total_us - sync_us, "recv_parse_us": 0, "server_us": total_us, "produce_us": total_us, "sync_wait_us": sync_us}
+        facts += b"," + msgspec.json.encode(fields)[1:-1]
+        line = b"queue;dur=%.3f, sync;dur=%.3f, total;dur=%.3f" % ((total_us - sync_us) / 1000, sync_us / 1000, total_us / 1000)
+        headers = ((b"server-timing", line),)
+    return facts, headers
+
+
+# -- one record ---------------------------------------------------------------------------------------------------
+def produce(context: Context, request: Request, parameters: tuple[bytes, ...]) -> Answer:
+    """``POST /broker/topics/{topic}/produce``: the body is the value."""
+    options = _options(context, request.query)
+    headers = request.headers
+    idempotency_key = _idempotency_key(context, options, headers)
+    record_headers = _record_headers(context, headers)
+    broker = context.broker
+
+    def submit(topic: Topic) -> _Receipt:
+        number = _partition(broker, topic, options.partition, options.key, idempotency_key)
+        receipt = _Receipt(context, options, number, time.monotonic_ns(), batch=False)
+        if options.key or record_headers or idempotency_key:
+            producer = _producer(idempotency_key, request.body)
+            broker.produce_records(topic, number, (Record(request.body, options.key, record_headers),), receipt, producer=producer)
+        else:
+            broker.produce_value(topic, number, request.body, receipt)
+        return receipt
+
+    return _with_topic(context, parameters[0], submit)
+
+
+def _record_headers(context: Context, headers: dict[bytes, bytes]) -> tuple[tuple[str, bytes], ...]:
+    found = [(name[len(_HEADER_PREFIX) :].decode("latin-1"), value) for name, value in headers.items() if name.startswith(_HEADER_PREFIX)]
+    return checked_headers(found, context.config.topics.max_headers_per_record) if found else ()
+
+
+def _idempotency_key(context: Context, options: _Options, headers: dict[bytes, bytes]) -> bytes:
+    key = options.idempotency_key or headers.get(b"idempotency-key", b"")
+    if len(key) > context.config.topics.max_idempotency_key_bytes:
+        raise invalid("Idempotency-Key", f"must be at most {context.config.topics.max_idempotency_key_bytes} bytes, got {len(key)}")
+    return key
+
+
+def _producer(idempotency_key: bytes, body: bytes) -> bytes:
+    """The producer section of a run: what recognises a retry."""
+    return hashlib.blake2b(body, digest_size=16).digest() + idempotency_key if idempotency_key else b""
+
+
+def _partition(broker: Broker, topic: Topic, asked: int | None, key: bytes, idempotency_key: bytes) -> int:
+    """The partition a record goes to. A retry must find the same one, so an idempotency key alone chooses like a key."""
+    if asked is not None:
+        broker.partition(topic, asked)
+        return asked
+    if idempotency_key and not key:
+        return partition_for_key(idempotency_key, len(topic.partitions))
+    return broker.choose_partition(topic, key)
+
+
+# -- topics that are not there yet --------------------------------------------------------------------------------
+def _with_topic(context: Context, raw_name: bytes, submit: Callable[[Topic], Deferred]) -> Answer:
+    """Submit at once if the topic exists; else create it first, as producing always has."""
+    topic = context.broker.state.catalogue.by_name.get(raw_name.decode("utf-8", "replace"))
+    if topic is not None:
+        return submit(topic)
+    name = check_name("topic", raw_name.decode("utf-8", "replace"))
+    if not context.config.topics.auto_create:
+        context.broker.topic(name)
+    return Work(lambda: _create_then(context, name, submit))
+
+
+async def _create_then(context: Context, name: str, submit: Callable[[Topic], Deferred]) -> Response:
+    if name not in context.broker.state.catalogue.by_name:
+        command = create_topic_command(context, name, context.config.topics.default_partitions)
+        try:
+            await context.broker.execute(command)
+        except AyderError as error:
+            if error.code is not ErrorCode.TOPIC_EXISTS:  # somebody else created it meanwhile, with another count: fine
+                raise
+    answer = submit(context.broker.topic(name))
+    if answer.response is None:
+        resolved = trio.Event()
+        answer.when_resolved = resolved.set
+        await resolved.wait()
+    assert answer.response is not None
+    return answer.response
+
+
+def create_topic_command(context: Context, name: str, partitions: int, retention: Retention | None = None) -> CreateTopic:
+    """The command that creates a topic with this node's settings. Raises ``AyderError`` when there are too many topics."""
+    topics, catalogue = context.config.topics, context.broker.state.catalogue
+    if len(catalogue.by_name) >= topics.max_topics and name not in catalogue.by_name:
+        raise AyderError(ErrorCode.INVALID_REQUEST, f"there are {topics.max_topics} topics already, the most this node takes")
+    return CreateTopic(
+        name, partitions, topics.default_storage, retention or Retention(), None,
+        topics.idempotency_window_entries, topics.idempotency_window_ms,
+    )  # fmt: skip
+
+
+# -- batches ------------------------------------------------------------------------------------------------------
+def produce_ndjson(context: Context, request: Request, parameters: tuple[bytes, ...]) -> Answer:
+    """``POST /broker/topics/{topic}/produce-ndjson``: one record a line, all or nothing, contiguous."""
+    content_type = request.headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+    if content_type == _RECORDS_TYPE:
+        return _produce_typed(context, request, parameters)
+    options = _options(context, request.query)
+    idempotency_key = _idempotency_key(context, options, request.headers)
+    lines = split_lines(request.body, context.config.topics.max_batch_records)
+    broker = context.broker
+
+    def submit(topic: Topic) -> _Receipt:
+        number = _partition(broker, topic, options.partition, b"", idempotency_key)
+        receipt = _Receipt(context, options, number, time.monotonic_ns(), batch=True)
+        producer = _producer(idempotency_key, request.body)
+        run = encode_run(topic.topic_id, number, lines.count, lines.ends, lines.values, gap=lines.gap, producer=producer)
+        broker.produce_run(topic.partitions[number].uid, run, receipt)
+        return receipt
+
+    return _with_topic(context, parameters[0], submit)
+
+
+class _PartReceipt:
+    """Waits for one run of a typed batch."""
+
+    __slots__ = ("_batch", "_partition", "deadline_ns", "done")
+
+    def __init__(self, batch: _BatchReceipt, partition: int) -> None:
+        self.deadline_ns = batch.deadline_ns
+        self.done = False
+        self._batch = batch
+        self._partition = partition
+
+    def appended(self, base_offset: int, count: int, log_index: int, duplicate: bool) -> None:
+        """See ``pending.AppendWaiter``."""
+        self._batch.part(
+            {"partition": self._partition, "first_offset": base_offset, "count": count, "duplicate": duplicate}, log_index
+        )
+
+    def failed(self, error: AyderError) -> None:
+        """See ``pending.AppendWaiter``."""
+        self._batch.refuse(error)
+
+
+class _BatchReceipt(Deferred):
+    """Waits for every run of a typed batch; the first failure is the batch's, for its runs share one block and one verdict."""
+
+    __slots__ = ("_left", "_options", "_results", "_started_ns", "_context", "deadline_ns")
+
+    def __init__(self, context: Context, options: _Options, runs: int, now_ns: int) -> None:
+        super().__init__()
+        self.deadline_ns = now_ns + options.timeout_ns
+        self._context = context
+        self._options = options
+        self._left = runs
+        self._results: list[dict[str, object]] = []
+        self._started_ns = now_ns
+
+    def part(self, result: dict[str, object], log_index: int) -> None:
+        """One run was applied."""
+        self._results.append(result)
+        self._left -= 1
+        if self._left or self.response is not None:
+            return
+        count = sum(int(str(each["count"])) for each in self._results)
+        first = self._results[0]
+        receipt = {
+            "ok": True, "first_offset": first["first_offset"], "count": count, "partition": first["partition"],
+            "batch_id": log_index, "sealed": True, "durable": True, "mode": "sealed", "synced": True,
+            "duplicate": all(each["duplicate"] for each in self._results), "results": self._results,
+        }  # fmt: skip
+        facts, headers = _extras(self._context.broker, self._options, self._started_ns, log_index)
+        self.resolve(Response(200, msgspec.json.encode(receipt)[:-1] + facts + b"}", headers=headers))
+
+    def refuse(self, error: AyderError) -> None:
+        """One run failed."""
+        if self.response is None:
+            self.resolve(error_response(error))
+
+
+def _produce_typed(context: Context, request: Request, parameters: tuple[bytes, ...]) -> Answer:
+    options = _options(context, request.query)
+    idempotency_key = _idempotency_key(context, options, request.headers)
+    topics = context.config.topics
+    records = parse_records(
+        request.body, max_records=topics.max_batch_records, max_key_bytes=topics.max_key_bytes, max_headers=topics.max_headers_per_record
+    )
+    broker = context.broker
+
+    def submit(topic: Topic) -> _BatchReceipt:
+        groups = _by_partition(broker, topic, records, options, idempotency_key)
+        receipt = _BatchReceipt(context, options, len(groups), time.monotonic_ns())
+        waiters: list[AppendWaiter] = [_PartReceipt(receipt, number) for number in groups]
+        runs = [
+            (topic.partitions[number].uid, encode_records(topic.topic_id, number, group)) for number, group in groups.items()
+        ]
+        broker.produce_batch(runs, waiters, producer=_producer(idempotency_key, request.body))
+        return receipt
+
+    return _with_topic(context, parameters[0], submit)
+
+
+def _by_partition(
+    broker: Broker, topic: Topic, records: list[TypedRecord], options: _Options, idempotency_key: bytes
+) -> dict[int, list[Record]]:
+    groups: dict[int, list[Record]] = {}
+    for record, asked in records:
+        number = options.partition if asked is None else asked
+        number = _partition(broker, topic, number, record.key, idempotency_key)
+        groups.setdefault(number, []).append(record)
+    return groups
+
+
+ROUTES = (
+    Route("POST", "/broker/topics/{topic}/produce", produce, Scope("produce", 0), Body.PRODUCE, "Append one record"),
+    Route("POST", "/broker/topics/{topic}/produce-ndjson", produce_ndjson, Scope("produce", 0), Body.PRODUCE, "Append a batch"),
+)
