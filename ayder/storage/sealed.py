@@ -1,0 +1,169 @@
+"""A sealed segment as readers see it: its trailer in memory, everything else read by page when asked for.
+
+Owns: look-ups in one sealed file. Must not know: other segments, how the file came to be.
+Memory per segment is the trailer only; pages are shared through a byte-bounded cache, so memory does not grow with history.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from itertools import count
+from typing import NamedTuple
+
+import attrs
+
+from ayder.errors import CorruptLog
+from ayder.storage import footer
+from ayder.storage.files import Files, pread_exactly
+from ayder.storage.footer import BLOCKS, DIRECTORY, ELEMENT_BYTES, RUNS, TERMS, Trailer
+from ayder.storage.handles import FileHandles, PageCache
+from ayder.storage.interface import RunEntry, SegmentInfo
+
+__all__ = ["PagedRuns", "PartitionEnd", "SealedSegment", "SegmentReader"]
+
+_serials = count(1)
+
+
+@attrs.frozen(slots=True)
+class SegmentReader:
+    """What all sealed segments of a store read through."""
+
+    files: Files
+    directory: str
+    handles: FileHandles
+    pages: PageCache
+
+    def read(self, name: str, length: int, position: int) -> bytes:
+        """Bytes of a file. Raises ``CorruptLog`` when it is too short, ``FileNotFoundError`` when it is gone."""
+        with self.handles.borrow(name) as fd:
+            try:
+                return pread_exactly(self.files, fd, length, position)
+            except EOFError as error:
+                raise CorruptLog(f"{self.directory}/{name}: {error}") from error
+
+
+class PartitionEnd(NamedTuple):
+    """An element of the directory (``footer.py``)."""
+
+    uid: int
+    end_offset: int
+    first_run: int
+    runs: int
+    last_bytes_before: int
+    last_time_ms: int
+
+
+class SealedSegment:
+    """One sealed file. Worker threads, several at once."""
+
+    __slots__ = ("_reader", "_serial", "name", "segment_id", "size_bytes", "trailer")
+
+    def __init__(self, reader: SegmentReader, name: str, trailer: Trailer, size_bytes: int) -> None:
+        self._reader = reader
+        self._serial = next(_serials)  # a rewritten segment is another one to the page cache
+        self.name = name
+        self.trailer = trailer
+        self.segment_id = trailer.segment_id
+        self.size_bytes = size_bytes
+
+    def info(self) -> SegmentInfo:
+        """See ``LogStore.segments``."""
+        t = self.trailer
+        return SegmentInfo(t.segment_id, t.first_index, t.last_index, self.size_bytes, True, t.first_time_ms, t.last_time_ms)
+
+    def read(self, length: int, position: int) -> bytes:
+        """Bytes of the file."""
+        return self._reader.read(self.name, length, position)
+
+    def page(self, part: int, element: int) -> tuple[memoryview, int]:
+        """The verified page that holds an element, as words, and the number of the page's first element."""
+        number, position, length, first = footer.page_place(self.trailer.parts[part], part, element)
+        key = (self._serial, position)
+        page = self._reader.pages.get(key)
+        if page is None:
+            try:
+                page = footer.decode_page(self.read(length, position), part, number, self.trailer.own_chain)
+            except CorruptLog as error:
+                raise CorruptLog(f"{self._reader.directory}/{self.name}, byte {position}: {error}") from error
+            self._reader.pages.put(key, page)
+        return page, first
+
+    def element(self, part: int, i: int) -> list[int]:
+        """The words of element ``i`` of a part."""
+        page, first = self.page(part, i)
+        words = ELEMENT_BYTES[part] >> 3
+        return page[words * (i - first) : words * (i - first + 1)].tolist()
+
+    def word(self, part: int, i: int, field: int) -> int:
+        """One word of element ``i``."""
+        page, first = self.page(part, i)
+        return page[(ELEMENT_BYTES[part] >> 3) * (i - first) + field]
+
+    def part(self, part: int) -> memoryview:
+        """All words of a part, each page verified, the cache left alone."""
+        where = self.trailer.parts[part]
+        data = self.read(where.length, where.position)
+        words = bytearray()
+        i = 0
+        while i < where.count:
+            number, position, length, _ = footer.page_place(where, part, i)
+            at = position - where.position
+            try:
+                page = footer.decode_page(data[at : at + length], part, number, self.trailer.own_chain)
+            except CorruptLog as error:
+                raise CorruptLog(f"{self._reader.directory}/{self.name}, byte {position}: {error}") from error
+            words += page.cast("B")
+            i += len(page) // (ELEMENT_BYTES[part] >> 3)
+        return memoryview(words).cast("q")
+
+    # -- partitions -----------------------------------------------------------------------------------------------
+    def partition(self, uid: int) -> PartitionEnd | None:
+        """What the directory says of a partition; ``None`` when it did not exist."""
+        total = self.trailer.parts[DIRECTORY].count
+        i = bisect_left(range(total), uid, key=lambda i: self.word(DIRECTORY, i, 0))
+        if i == total:
+            return None
+        end = PartitionEnd(*self.element(DIRECTORY, i))
+        return end if end.uid == uid else None
+
+    def directory(self) -> list[PartitionEnd]:
+        """The whole directory."""
+        words = self.part(DIRECTORY).tolist()
+        return [PartitionEnd(*words[i : i + 6]) for i in range(0, len(words), 6)]
+
+    # -- entries --------------------------------------------------------------------------------------------------
+    def position_of(self, index: int) -> int:
+        """Position of the frame of an entry; ``frames_end`` for the index after the last. Raises ``LookupError``."""
+        t = self.trailer
+        if t.compacted or not t.last_index or not t.first_index <= index <= t.last_index + 1:
+            raise LookupError(f"entry {index} is not in segment {self.segment_id}")
+        return t.frames_end if index > t.last_index else self.word(BLOCKS, index - t.first_index, 1)
+
+    def terms(self) -> list[tuple[int, int]]:
+        """(first index, term) of each change of term."""
+        t = self.trailer
+        if t.first_term == t.last_term:  # nearly always, and then the file need not be touched
+            return [(t.first_index, t.first_term)] if t.last_index else []
+        words = self.part(TERMS).tolist()
+        return list(zip(words[::2], words[1::2], strict=True))
+
+
+class PagedRuns:
+    """The runs of one partition in a sealed segment (``RunTable``)."""
+
+    __slots__ = ("_first", "_segment", "count")
+
+    def __init__(self, segment: SealedSegment, first: int, count: int) -> None:
+        self._segment = segment
+        self._first = first
+        self.count = count
+
+    def word(self, i: int, field: int) -> int:
+        """See ``RunTable.word``."""
+        return self._segment.word(RUNS, self._first + i, field)
+
+    def entry(self, i: int) -> RunEntry:
+        """See ``RunTable.entry``."""
+        return RunEntry(*self._segment.element(RUNS, self._first + i))
+
+
