@@ -15,13 +15,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import trio
 
 from ayder.config import HttpConfig
 from ayder.http.exchange import Application, Request, Response
-from ayder.http.writing import HeadWriter
+from ayder.http.writing import ExtraHeaders, HeadWriter
 
 __all__ = ["TICK_SECONDS", "Front", "Owner"]
 
@@ -65,7 +65,7 @@ class Front:
     def __init__(self, application: Application, config: HttpConfig) -> None:
         self.application = application
         self.config = config
-        self.writer = HeadWriter()
+        self.writer = HeadWriter(cast(ExtraHeaders, application) if hasattr(application, "extra_headers") else None)
         self.connections: set[Owner] = set()
         self.held_body_bytes = 0
         self.draining = False
@@ -84,7 +84,7 @@ class Front:
 
     @property
     def extra_headers(self) -> bytes:
-        """Header lines (each ending in CRLF) that stand in every answer; may be swapped at any time."""
+        """Header lines (each ending in CRLF) of every answer, swapped at will. An application's own ``extra_headers`` wins."""
         return self.writer.extra_headers
 
     @extra_headers.setter

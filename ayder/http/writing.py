@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from email.utils import formatdate
 from http import HTTPStatus
+from typing import Protocol
 
 from ayder.http.exchange import Response
 
@@ -33,13 +34,23 @@ def chunk(piece: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(piece), piece)
 
 
+class ExtraHeaders(Protocol):
+    """Whoever knows the lines every answer carries. Swapping the attribute for another object is enough."""
+
+    extra_headers: bytes
+
+
 class HeadWriter:
-    """Builds heads. ``extra_headers`` (header lines, each ending in CRLF) stand in every answer and may be swapped any time."""
+    """Builds heads. ``extra_headers`` (header lines, each ending in CRLF) stand in every answer and may be swapped any time.
 
-    __slots__ = ("_date", "_extra_headers", "_prefixes")
+    With a ``source``, they are whatever its ``extra_headers`` is when the answer is written.
+    """
 
-    def __init__(self, extra_headers: bytes = b"") -> None:
-        self._extra_headers = extra_headers
+    __slots__ = ("_date", "_extra_headers", "_prefixes", "_source")
+
+    def __init__(self, source: ExtraHeaders | None = None) -> None:
+        self._source = source
+        self._extra_headers = b""
         self._date = b""
         self._prefixes: dict[int, bytes] = {}
 
@@ -54,6 +65,12 @@ class HeadWriter:
         self._extra_headers = lines
         self._prefixes.clear()
 
+    def extra_fields(self) -> list[tuple[bytes, bytes]]:
+        """The extra header lines as (lower-case name, value) pairs."""
+        lines = self._source.extra_headers if self._source is not None else self._extra_headers
+        pairs = (line.partition(b":") for line in lines.splitlines())
+        return [(name.lower(), value.strip()) for name, _, value in pairs]
+
     def set_time(self, unix_seconds: float) -> None:
         """Say what ``Date`` is from now on."""
         date = formatdate(unix_seconds, usegmt=True).encode()
@@ -67,7 +84,7 @@ class HeadWriter:
         ``connection`` is a header line or empty. Raises ``ValueError`` for a header that would break the framing.
         """
         body = response.body
-        prefix = self._prefixes.get(response.status) or self._build_prefix(response.status)
+        prefix = self._prefix(response.status)
         plain = not (connection or response.headers or head_only) and response.content_type
         if plain and response.status not in BODILESS:
             if len(body) <= SMALL_BODY_BYTES:
@@ -79,8 +96,13 @@ class HeadWriter:
 
     def stream_head(self, response: Response, *, http11: bool, connection: bytes) -> bytes:
         """The head of a streamed answer: chunked, or on HTTP/1.0 ended by closing."""
-        prefix = self._prefixes.get(response.status) or self._build_prefix(response.status)
-        return prefix + self._fields(response) + (CHUNKED if http11 else b"") + connection + b"\r\n"
+        return self._prefix(response.status) + self._fields(response) + (CHUNKED if http11 else b"") + connection + b"\r\n"
+
+    def _prefix(self, status: int) -> bytes:
+        source = self._source
+        if source is not None and source.extra_headers is not self._extra_headers:
+            self.extra_headers = source.extra_headers
+        return self._prefixes.get(status) or self._build_prefix(status)
 
     def _build_prefix(self, status: int) -> bytes:
         reason = REASONS.get(status, b"Unknown")

@@ -1,12 +1,13 @@
 """Every case of the raw-bytes corpus on the connection in memory, whatever the segmentation."""
 
+import itertools
 import logging
 import random
 
 import pytest
-from tests.http.toy import Client
 
 from tests.http.corpus import CASES, Case
+from tests.http.toy import Client
 
 
 def run(case: Case, pieces: list[bytes]) -> Client:
@@ -46,4 +47,4 @@ def test_whole_and_byte_by_byte_and_cut_anywhere(case: Case) -> None:
     dice = random.Random(case.name)
     for _ in range(8):
         cuts = sorted({0, len(case.raw), *(dice.randrange(len(case.raw) + 1) for _ in range(dice.randrange(1, 12)))})
-        check(case, run(case, [case.raw[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]))
+        check(case, run(case, [case.raw[start:end] for start, end in itertools.pairwise(cuts)]))

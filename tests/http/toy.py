@@ -41,7 +41,7 @@ class Toy:
 
     def open(self, request: Request) -> int | Response:
         self.opened.append(request)
-        if request.path == "/bug-in-open".encode():
+        if request.path == b"/bug-in-open":
             raise RuntimeError("a bug")
         if request.path == b"/forbidden":
             return Response(403, b'{"error":"forbidden"}')
