@@ -22,7 +22,9 @@ BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "base", "manager
 REMINDERS = re.compile("|".join([r"\bTO" + "DO", r"\bFIX" + "ME", r"\b" + "X" * 3 + r"\b"]))
 PUBLIC_INDEX = re.compile(r"--(extra-)?index-url|--find-links|\bfiles\.pythonhosted\b|/simple\b", re.IGNORECASE)
 
-SHELLS = {f"ayder.{name}" for name in ("__main__", "broker", "config_report", "fetch", "launch", "metrics", "node")}
+SHELLS = {
+    f"ayder.{name}" for name in ("__main__", "broker", "config_report", "fetch", "launch", "log_cleaner", "metrics", "node")
+}
 PURE_RAFT = {"consensus", "leader", "membership", "messages", "progress", "quorum", "raft_log", "wire"}
 PURE_HTTP = {"auth", "errors", "exchange", "params", "parser", "responses", "routes"}
 
