@@ -148,7 +148,13 @@ def test_every_setting_is_read_somewhere() -> None:
     """A setting that nothing reads is a promise nobody keeps."""
     from ayder.config import settings
 
-    own = {"config.py", "config_sections.py", "config_report.py", "legacy_environment.py"}
+    own = {"config_sections.py", "config_report.py", "legacy_environment.py"}
     text = "\n".join(path.read_text(encoding="utf-8") for path in MODULES if path.name not in own)
     unread = [f"{section}.{attribute.name}" for section, attribute in settings() if not re.search(rf"\.{attribute.name}\b", text)]
     assert unread == []
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=name_of)
+def test_links_between_pages_lead_somewhere(page: pathlib.Path) -> None:
+    links = re.findall(r"\]\(([^)#:\s]+)(?:#[^)\s]*)?\)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
