@@ -65,7 +65,7 @@ class RateLimiter:
         self._spent: dict[str, _Spent] = {}
 
     def check(self, principal: Limits, now_s: float) -> Headers | None:
-        """Count a request at ``now_s`` (Unix time, seconds). Returns the headers for its answer, ``None`` where nothing limits it.
+        """Count a request at ``now_s`` (Unix time, seconds); returns the headers for its answer, ``None`` without limits.
 
         Raises ``AyderError`` (rate_limited) with ``retry_after`` in seconds and the values of the three headers.
         """

@@ -53,6 +53,7 @@ assert set(STATUS) == set(ErrorCode), f"codes without a status: {set(ErrorCode) 
 for _code, _status in STATUS.items():
     assert (_status in (500, 504)) == (_code.outcome is Outcome.UNKNOWN), f"{_code} says {_code.outcome} but answers {_status}"
 
+_RATE_HEADERS: Final = tuple((f"rate_{name}", b"x-ratelimit-" + name.encode()) for name in ("limit", "remaining", "reset"))
 _encode = msgspec.json.Encoder().encode
 
 
@@ -63,6 +64,7 @@ def error_response(error: AyderError, *, retry_after_s: int = 1) -> Response:
     headers: list[tuple[bytes, bytes]] = [(b"cache-control", b"no-store")]
     if status == 503 or status == 429:
         headers.append((b"retry-after", b"%d" % error.facts.get("retry_after", retry_after_s)))
+        headers += [(header, b"%d" % error.facts[fact]) for fact, header in _RATE_HEADERS if fact in error.facts]
     elif status == 401:
         headers.append((b"www-authenticate", b'Bearer realm="Ayder", error="invalid_token"'))
     elif status == 405:
