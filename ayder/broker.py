@@ -79,6 +79,9 @@ class Broker:
         self.segment_ends: deque[SegmentEnd] = deque()
         self.segment_ended = trio.Event()
         self.retention_due = trio.Event()
+        self.size_limits: dict[int, int] = {}
+        """Partitions with a size limit, kept by the log cleaner: exceeding one wakes it at once."""
+        self.topics_deleted = False
         self.shutting_down = False
         self._driver: Driver | None = None
         self._segment_id: int | None = None
@@ -261,12 +264,21 @@ class Broker:
         grown = self._grown.pop(uid, None)
         if grown is not None:
             grown.set()
+        limit = self.size_limits.get(uid)
+        if limit is not None:
+            self._check_size(uid, limit)
         topic_id = uid >> 16
         self.records_in[topic_id] = self.records_in.get(topic_id, 0) + count
         self.bytes_in[topic_id] = self.bytes_in.get(topic_id, 0) + length
 
+    def _check_size(self, uid: int, limit: int) -> None:
+        partition = self.state.catalogue.partition(uid)
+        if partition is not None and partition.retained_bytes > limit:
+            self.retention_due.set()
+
     def topic_deleted(self, topic: Topic) -> None:
         """See ``state_machine.RunSink``."""
+        self.topics_deleted = True
         for partition in topic.partitions:
             self.store.forget_partition(partition.uid)
             self.tail.forget(partition.uid)

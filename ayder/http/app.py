@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 
 from ayder.errors import AyderError, ErrorCode
-from ayder.http.auth import Principal
+from ayder.http.auth import ANONYMOUS, Principal
 from ayder.http.context import Context
 from ayder.http.errors import error_response
 from ayder.http.exchange import Answer, Deferred, Request, Response, Work
@@ -37,7 +37,6 @@ class HttpApplication:
         http = context.config.http
         self._limits = {Body.PRODUCE: http.max_produce_body_bytes, Body.CONTROL: http.max_control_body_bytes}
         self._origins = frozenset(origin.encode() for origin in http.cors_origins)
-        self._skip_prefixes = tuple(prefix.encode() for prefix in context.config.auth.skip_prefixes)
         self._observe = context.metrics.observe_request
 
     @property
@@ -64,7 +63,9 @@ class HttpApplication:
             return self._options(request)
         match = self._router.match(request.method, request.path)
         public = isinstance(match, Match) and match.route.scope is None
-        if not public and not (self._skip_prefixes and request.path.startswith(self._skip_prefixes)):
+        if public or self._context.authenticator.is_open(request.path):
+            request.principal = ANONYMOUS
+        else:
             principal = self._context.authenticator.authenticate(request.headers.get(b"authorization"))
             request.principal = principal
             if isinstance(match, Match):
@@ -155,9 +156,7 @@ def _check_scope(principal: Principal, match: Match) -> None:
     scope = match.route.scope
     assert scope is not None
     resource = None if scope.parameter is None else match.parameters[scope.parameter].decode("utf-8", "replace")
-    if not principal.allows(scope.action, resource):
-        missing = scope.action if resource is None else f"{scope.action}:{resource}"
-        raise AyderError(ErrorCode.FORBIDDEN, f"the token lacks the scope {missing}", scope=missing)
+    principal.require(scope.action, resource)
 
 
 def _no_match(request: Request, allowed: tuple[str, ...]) -> AyderError:

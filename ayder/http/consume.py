@@ -61,8 +61,8 @@ def _options(context: Context, raw: bytes) -> _Options:
     query = Query(raw)
     offset = query.integer("offset", None, least=-1)
     options = _Options(
-        offset=None if offset is None else max(0, offset),
-        start=query.text("from"),
+        offset=None if offset is None or offset < 0 else offset,
+        start="earliest" if offset is not None and offset < 0 else query.text("from"),
         limit=query.integer("limit", DEFAULT_LIMIT, least=1, most=MAX_LIMIT) or DEFAULT_LIMIT,
         max_bytes=query.integer("max_bytes", DEFAULT_PAGE_BYTES, least=1, most=MAX_PAGE_BYTES) or DEFAULT_PAGE_BYTES,
         wait_ms=min(query.integer("wait_ms", 0) or 0, context.config.http.max_long_poll_ms),
@@ -70,7 +70,7 @@ def _options(context: Context, raw: bytes) -> _Options:
         local=query.text("consistency", "linearizable", choices=("linearizable", "local")) == "local",
         timing=query.flag("timing"),
     )
-    if options.offset is not None and options.start:
+    if offset is not None and query.text("from"):
         raise invalid("from", "excludes offset")
     if len(_options_memo) >= _MEMO_ENTRIES:
         _options_memo.clear()
@@ -182,7 +182,7 @@ def _parse_time(text: str) -> int:
 
 
 def _check_not_below(partition: Partition, offset: int) -> None:
-    if offset < partition.log_start_offset and offset > 0:
+    if offset < partition.log_start_offset:
         raise AyderError(
             ErrorCode.OFFSET_OUT_OF_RANGE,
             f"offset {offset} is below the log start {partition.log_start_offset}: those records are no longer kept",

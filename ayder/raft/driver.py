@@ -25,7 +25,7 @@ from ayder.entries import EntryKind, HardState, LogEntry, LogIndex, Placement
 from ayder.errors import AyderError, ErrorCode
 from ayder.raft.consensus import Consensus, Ready, Role
 from ayder.raft.writer_thread import WriterThread
-from ayder.storage.interface import StorageFull
+from ayder.storage.interface import SegmentInfo, StorageFull
 
 __all__ = ["Applier", "BlockSource", "Driver", "DriverLog"]
 
@@ -84,6 +84,10 @@ class DriverLog(Protocol):
         ...
 
     def placement(self, index: LogIndex) -> Placement:
+        """Memory; entries of unsealed segments."""
+        ...
+
+    def segments(self) -> list[SegmentInfo]:
         """Memory."""
         ...
 
@@ -251,5 +255,14 @@ class Driver:
             while (first := self._applier.applied_index + 1) <= last:
                 entries = await trio.to_thread.run_sync(self._log.read_entries, first, last, _REPLAY_CHUNK_BYTES)
                 for entry in entries:
-                    self._applier.apply(entry, self._log.placement(entry.index))
+                    self._applier.apply(entry, self._placement(entry.index))
+                await trio.lowlevel.checkpoint()
             self.apply_committed()
+
+    def _placement(self, index: LogIndex) -> Placement:
+        """Where an entry of an earlier life lies; in a sealed segment the position does not matter, its footer knows."""
+        try:
+            return self._log.placement(index)
+        except LookupError:
+            holder = next(info for info in self._log.segments() if info.first_index <= index <= info.last_index)
+            return Placement(holder.segment_id, 0)

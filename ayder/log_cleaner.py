@@ -1,0 +1,228 @@
+"""Housekeeping of the log: seals what is full, checkpoints the state, enforces retention, gives disk space back.
+
+Owns: when and what; three small loops. Must not know: formats, HTTP. Named after Kafka's own.
+
+Retention is decided here, by the leader's clock, but happens through the log: a trim is a command like any other, so every node
+has the same log start at the same index, and a restart changes nothing (RELIABILITY T-2, ADR 0007). Disk space follows later
+and only from segments that lie before a checkpoint: nothing that a restart would need, and nothing retained, is ever dropped.
+
+Invariants: a segment is sealed before the checkpoint that stands at its end is written, so that a restart finds either the
+footer or the entries to rebuild it from; one collection runs at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+
+import attrs
+import trio
+
+from ayder.broker import Broker, SegmentEnd
+from ayder.commands import Retention, TrimPartition, TrimPartitions
+from ayder.entries import LogIndex
+from ayder.errors import AyderError
+from ayder.partition import Partition
+from ayder.runs import Run
+from ayder.storage.interface import CheckpointStore, LogStore
+
+__all__ = ["LogCleaner"]
+
+logger = logging.getLogger(__name__)
+
+_COLLECT_INTERVAL_S = 10.0
+_MAX_TRIMS = 1000
+
+
+@attrs.frozen(slots=True)
+class _Limit:
+    """What holds for one partition now: keep runs at or after ``horizon_ms``, and at most ``max_bytes`` (0: no limit)."""
+
+    uid: int
+    log_start_offset: int
+    next_offset: int
+    bytes_taken: int
+    retained_bytes: int
+    horizon_ms: int
+    max_bytes: int
+
+
+class LogCleaner:
+    """See the module header. ``clock_ms`` is the wall clock, milliseconds since 1970."""
+
+    def __init__(self, *, broker: Broker, checkpoints: CheckpointStore, collectable_index: LogIndex, clock_ms: Callable[[], int]) -> None:
+        self._broker = broker
+        self._store: LogStore = broker.store
+        self._checkpoints = checkpoints
+        self._clock_ms = clock_ms
+        self._policy_version = -1
+        self._limited: list[tuple[Partition, Retention]] = []
+        self._oldest_ms: dict[int, tuple[int, int]] = {}
+        self._collecting = trio.Lock()
+        self._trimmed = False
+        self.collectable_index = collectable_index
+        """Segments that end here or before lie behind the two newest checkpoints: if the newest is damaged, the other will do."""
+        self._checkpoint_index = collectable_index
+
+    async def run(self) -> None:
+        """All loops, until cancelled; a failed seal or checkpoint ends the node."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._seal_loop, name="seal loop")
+            nursery.start_soon(self._retention_loop, name="retention loop")
+            nursery.start_soon(self._collect_loop, name="collect loop")
+
+    # -- sealing --------------------------------------------------------------------------------------------------
+    async def _seal_loop(self) -> None:
+        while True:
+            await self._broker.segment_ended.wait()
+            self._broker.segment_ended = trio.Event()
+            await self.seal_ended()
+
+    async def seal_ended(self) -> None:
+        """Seal every segment whose end was applied, then checkpoint the newest of those states."""
+        newest: SegmentEnd | None = None
+        while self._broker.segment_ends:
+            newest = self._broker.segment_ends.popleft()
+            if self._is_unsealed(newest.segment_id):
+                await trio.to_thread.run_sync(self._store.seal, newest.segment_id, newest.end_offsets)
+        if newest is not None:
+            await trio.to_thread.run_sync(self._checkpoints.write, newest.applied_index, newest.state)
+            self.collectable_index, self._checkpoint_index = self._checkpoint_index, newest.applied_index
+
+    def _is_unsealed(self, segment_id: int) -> bool:
+        return any(info.segment_id == segment_id and not info.sealed for info in self._store.segments())
+
+    # -- retention ------------------------------------------------------------------------------------------------
+    async def _retention_loop(self) -> None:
+        interval_s = self._broker.config.topics.retention_check_ms / 1000
+        await self._broker.driver.wait_ready()
+        while True:
+            with trio.move_on_after(interval_s):
+                await self._broker.retention_due.wait()
+            self._broker.retention_due = trio.Event()
+            try:
+                await self.enforce_retention()
+            except AyderError as error:  # refused or not committed in time: it is due again at the next turn
+                logger.warning("retention could not be applied", extra={"reason": error.message})
+                await trio.sleep(interval_s)
+
+    async def enforce_retention(self) -> None:
+        """Trim every partition that holds more, or older, than its policy allows. Raises ``AyderError``."""
+        due = self._due(self._clock_ms())
+        if not due:
+            return
+        trims = await trio.to_thread.run_sync(self._plan, due)
+        for at in range(0, len(trims), _MAX_TRIMS):
+            await self._broker.execute(TrimPartitions(tuple(trims[at : at + _MAX_TRIMS])))
+            self._trimmed = True
+
+    def _due(self, now_ms: int) -> list[_Limit]:
+        state = self._broker.state
+        if state.policy_version != self._policy_version:
+            self._policy_version = state.policy_version
+            self._refresh_policies()
+        due = []
+        for partition, retention in self._limited:
+            max_bytes, ttl_ms = retention.max_bytes or 0, retention.ttl_ms or 0
+            horizon_ms = now_ms - ttl_ms if ttl_ms else 0
+            oversize = max_bytes and partition.retained_bytes > max_bytes
+            if partition.log_start_offset < partition.next_offset and (oversize or (ttl_ms and self._may_expire(partition, horizon_ms))):
+                due.append(
+                    _Limit(
+                        partition.uid, partition.log_start_offset, partition.next_offset, partition.bytes_taken,
+                        partition.retained_bytes, horizon_ms, max_bytes,
+                    )  # fmt: skip
+                )
+        return due
+
+    def _refresh_policies(self) -> None:
+        catalogue = self._broker.state.catalogue
+        self._limited = []
+        for topic, partition in catalogue.partitions():
+            retention = catalogue.effective_retention(topic, partition.uid & 0xFFFF)
+            if retention.ttl_ms or retention.max_bytes:
+                self._limited.append((partition, retention))
+        self._broker.size_limits = {p.uid: r.max_bytes for p, r in self._limited if r.max_bytes}
+        self._oldest_ms.clear()
+
+    def _may_expire(self, partition: Partition, horizon_ms: int) -> bool:
+        """Whether the oldest retained run may be older than the horizon; what a look-up learned is remembered."""
+        known = self._oldest_ms.get(partition.uid)
+        return known is None or known[0] != partition.log_start_offset or known[1] < horizon_ms
+
+    def _plan(self, due: list[_Limit]) -> list[TrimPartition]:
+        """In a worker: where each partition's log start must move to."""
+        trims = []
+        for limit in due:
+            offset, bytes_before = self._after_horizon(limit)
+            if limit.max_bytes and limit.bytes_taken - bytes_before > limit.max_bytes:
+                offset, bytes_before = self._within_size(limit)
+            if offset > limit.log_start_offset:
+                trims.append(TrimPartition(limit.uid, offset, bytes_before))
+        return trims
+
+    def _after_horizon(self, limit: _Limit) -> tuple[int, int]:
+        before_start = limit.bytes_taken - limit.retained_bytes
+        if not limit.horizon_ms:
+            return limit.log_start_offset, before_start
+        entry = self._store.find_time(limit.uid, limit.horizon_ms)
+        if entry is None or entry.base_offset >= limit.next_offset:
+            return limit.next_offset, limit.bytes_taken
+        if entry.base_offset > limit.log_start_offset:
+            return entry.base_offset, entry.bytes_before
+        self._oldest_ms[limit.uid] = (limit.log_start_offset, entry.log_time_ms)
+        return limit.log_start_offset, before_start
+
+    def _within_size(self, limit: _Limit) -> tuple[int, int]:
+        """The first record of the largest suffix that fits: exact to the record."""
+        target = limit.bytes_taken - limit.max_bytes
+        entry = self._store.find_bytes(limit.uid, target)
+        if entry is None:
+            return limit.log_start_offset, limit.bytes_taken - limit.retained_bytes
+        if entry.bytes_before >= target:
+            return entry.base_offset, entry.bytes_before
+        run = self._run_at(limit.uid, entry.base_offset)
+        keep_from = next(i for i in range(1, run.count + 1) if entry.bytes_before + run.bytes_until(i) >= target)
+        return entry.base_offset + keep_from, entry.bytes_before + run.bytes_until(keep_from)
+
+    def _run_at(self, uid: int, offset: int) -> Run:
+        return Run(self._store.read_runs(uid, offset, max_records=1, max_bytes=1)[0].data)
+
+    async def bytes_before(self, partition: Partition, offset: int) -> int:
+        """Record bytes the partition had taken before ``offset``: what a trim to it needs to know."""
+        if offset >= partition.next_offset:
+            return partition.bytes_taken
+        if offset <= partition.log_start_offset:
+            return partition.bytes_before_start
+        return await trio.to_thread.run_sync(self._bytes_before, partition.uid, offset)
+
+    def _bytes_before(self, uid: int, offset: int) -> int:
+        read = self._store.read_runs(uid, offset, max_records=1, max_bytes=1)[0]
+        return read.entry.bytes_before + Run(read.data).bytes_until(offset - read.entry.base_offset)
+
+    # -- disk space -----------------------------------------------------------------------------------------------
+    async def _collect_loop(self) -> None:
+        while True:
+            await trio.sleep(_COLLECT_INTERVAL_S)
+            if self._trimmed or self._broker.topics_deleted:
+                self._trimmed = self._broker.topics_deleted = False
+                await self.collect()
+
+    async def collect(self) -> int:
+        """Drop sealed segments that hold nothing retained, rewrite those that hold little. Returns bytes freed."""
+        async with self._collecting:
+            log_starts = {p.uid: p.log_start_offset for _, p in self._broker.state.catalogue.partitions()}
+            freed = 0
+            for info in self._store.segments():
+                if info.sealed and info.last_index <= self.collectable_index:
+                    freed += await trio.to_thread.run_sync(partial(self._collect_segment, info.segment_id, info.size_bytes, log_starts))
+            return freed
+
+    def _collect_segment(self, segment_id: int, size_bytes: int, log_starts: dict[int, int]) -> int:
+        live = self._store.live_bytes(segment_id, log_starts)
+        if live == 0:
+            return self._store.drop_segment(segment_id)
+        if live < self._broker.config.storage.gc_live_ratio * size_bytes:
+            return self._store.rewrite_segment(segment_id, log_starts)
+        return 0
