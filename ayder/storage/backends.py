@@ -2,8 +2,8 @@
 
 Owns: finding a backend's class and filling in its options. Must not know: any backend in particular, except that a checkout
 which is not installed has no entry points: then the table below stands in for them.
-A backend is a class with ``open(path, options, *, monotonic_ns, node_id, cluster_id)`` and, beside it in its module, an attrs class
-of options whose name is the backend's with ``Options`` for ``LogStore``.
+A backend is a class with ``open(path, options, *, monotonic_ns, node_id, cluster_id)`` and, beside it in its module, an attrs
+class of options whose name is the backend's with ``Options`` for ``LogStore``.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import fcntl
 import os
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from ayder.storage.files import REAL_FILES
 
@@ -39,7 +40,9 @@ class DirectoryLock:
             if not isinstance(error, BlockingIOError):
                 raise
             who = f"process {holder}" if holder.isdigit() else "another process"
-            raise DirectoryInUse(f"{directory} is in use by {who}: one node at a time, stop that one first or use another directory") from error
+            raise DirectoryInUse(
+                f"{directory} is in use by {who}: one node at a time, stop that one first or use another directory"
+            ) from error
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
 
@@ -49,7 +52,7 @@ class DirectoryLock:
             os.close(self._fd)
             self._fd = -1
 
-    def __enter__(self) -> DirectoryLock:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -17,7 +17,8 @@ from typing import NoReturn, Protocol
 
 from ayder.errors import StoragePoisoned
 
-__all__ = ["NO_SPACE", "REAL_FILES", "Files", "Poison", "RealFiles", "pread_exactly", "replace_file"]
+__all__ = ["NO_SPACE", "REAL_FILES", "Files", "Poison", "RealFiles", "pread_exactly", "remove_if_there", "replace_file",
+           "write_exactly"]  # fmt: skip
 
 Buffer = bytes | bytearray | memoryview
 
@@ -185,6 +186,14 @@ def write_exactly(files: Files, fd: int, data: Buffer, position: int) -> None:
         raise OSError(errno.ENOSPC, "short write")
 
 
+def remove_if_there(files: Files, path: str) -> None:
+    """Remove a name that may be absent."""
+    try:
+        files.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
 def replace_file(files: Files, directory: str, name: str, data: bytes) -> None:
     """Make ``name`` hold exactly ``data``, whatever happens in between: aside, fsync, rename, fsync of the directory.
 
@@ -192,10 +201,7 @@ def replace_file(files: Files, directory: str, name: str, data: bytes) -> None:
     """
     path = f"{directory}/{name}"
     aside = path + ".tmp"
-    try:
-        files.unlink(aside)  # what an interrupted attempt left
-    except FileNotFoundError:
-        pass
+    remove_if_there(files, aside)  # what an interrupted attempt left
     fd = files.open(aside, create=True)
     try:
         try:
@@ -205,7 +211,7 @@ def replace_file(files: Files, directory: str, name: str, data: bytes) -> None:
             files.close(fd)
     except OSError as error:
         if error.errno in NO_SPACE:
-            files.unlink(aside)
+            remove_if_there(files, aside)
         raise
     files.rename(aside, path)
     files.fsync_dir(directory)

@@ -1,6 +1,6 @@
 """The end of a sealed segment: four parts in checksummed pages, and a trailer of fixed size that says where they are.
 
-Owns: the footer's bytes, both ways. Must not know: how look-ups use it (``sealed.py``), when a segment is sealed (``maintenance.py``).
+Owns: the footer's bytes, both ways. Must not know: how look-ups use it (``sealed.py``), who seals (``upkeep.py``).
 
 Parts, each an array of fixed-size elements of little-endian signed 64-bit words:
 
@@ -26,8 +26,10 @@ from crc32c import crc32c
 
 from ayder.errors import CorruptLog
 
-__all__ = ["BLOCKS", "COMPACTED", "DIRECTORY", "ELEMENT_BYTES", "RUNS", "TERMS", "TRAILER_BYTES", "Part", "Trailer", "decode_page",
-           "encode_parts", "page_place"]  # fmt: skip
+__all__ = [
+    "BLOCKS", "COMPACTED", "DIRECTORY", "ELEMENT_BYTES", "RUNS", "TERMS", "TRAILER_BYTES", "Part", "Trailer", "decode_page",
+    "encode_parts", "page_place",
+]  # fmt: skip
 
 FORMAT_VERSION = 1
 COMPACTED = 1
@@ -87,8 +89,8 @@ class Trailer:
     def encode(self) -> bytes:
         """The bytes at the end of the file."""
         body = _TRAILER.pack(
-            _MAGIC, FORMAT_VERSION, self.flags, self.segment_id, self.first_index, self.last_index, self.first_term, self.last_term,
-            self.first_time_ms, self.last_time_ms, self.frames_end, *(field for part in self.parts for field in part),
+            _MAGIC, FORMAT_VERSION, self.flags, self.segment_id, self.first_index, self.last_index,
+            self.first_term, self.last_term, self.first_time_ms, self.last_time_ms, self.frames_end, *(field for part in self.parts for field in part),
             self.chain_in, self.chain_out, self.own_chain, bytes.fromhex(self.cluster_id), 0,
         )  # fmt: skip
         return body + crc32c(body).to_bytes(4, "little")

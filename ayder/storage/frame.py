@@ -95,15 +95,15 @@ def _check_known(kind: int, version: int, position: int) -> None:
     """A valid frame that this release does not understand must stop it: skipping one would be silent loss."""
     if version != FRAME_VERSION or kind not in _KINDS:
         raise CorruptLog(
-            f"the frame at byte {position} has kind {kind}, version {version}: written by a newer release of ayder, start that one"
+            f"the frame at byte {position} has kind {kind}, version {version}: a newer release of ayder wrote it, start that one"
         )
 
 
 def scan_frames(pread: Callable[[int, int], bytes], position: int, end: int, seed: int) -> Iterator[tuple[Frame, bytes]]:
     """The longest valid chain from ``position`` on, as (frame, payload of a hard state or empty).
 
-    ``pread(length, position)`` reads; ``end`` is the file's length; ``seed`` is what the first frame must name. Stops at the first
-    frame that is not valid. Raises ``CorruptLog`` for a valid frame of an unknown kind or version.
+    ``pread(length, position)`` reads; ``end`` is the file's length; ``seed`` is what the first frame must name. Stops at the
+    first frame that is not valid. Raises ``CorruptLog`` for a valid frame of an unknown kind or version.
     """
     chunk = b""
     view = memoryview(chunk)

@@ -1,7 +1,6 @@
-"""From (partition, offset) to runs, across all segments of one view of the log.
+"""From (partition, offset) to runs and from indexes to entries, across all segments of one view of the log.
 
-Owns: the bisection over segments and the reading of runs. Must not know: who appends, seals or removes; it works on an immutable
-``View`` and the caller looks again when that one was overtaken.
+Owns: the view, the bisection over segments, the reading of runs and entries. Must not know: who appends, seals or removes.
 
 Over sealed segments every column of the dense directory grows with the segment's number, so the segment that holds an offset, a
 time or a byte count is found by bisection; a partition may have no runs in many segments in a row, and those are jumped over.
@@ -10,24 +9,31 @@ time or a byte count is found by bisection; a partition may have no runs in many
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from threading import Lock
+from typing import TypeVar
 
 import attrs
 
+from ayder.entries import LogEntry, LogIndex
 from ayder.errors import CorruptLog
 from ayder.runs import Run
+from ayder.storage.frame import decode_entry
 from ayder.storage.interface import RunEntry, RunRead
 from ayder.storage.run_index import BASE_OFFSET, RunTable, first_after, first_at_time, last_at_bytes
 from ayder.storage.sealed import PagedRuns, SealedSegment, SegmentReader
 from ayder.storage.segment import UnsealedSegment
 
-__all__ = ["View", "find_bytes", "find_run", "find_time", "read_runs", "sealed_table"]
+__all__ = ["View", "Views", "find_bytes", "find_run", "find_time", "read_from", "read_runs"]
+
+_Result = TypeVar("_Result")
 
 Segment = SealedSegment | UnsealedSegment
 
 _GAP_BYTES = 16 << 10
 """Runs closer than this are read together: cheaper than another system call."""
 _TOGETHER_BYTES = 1 << 20
+_READ_AHEAD_BYTES = 64 << 10
 
 
 @attrs.frozen(slots=True)
@@ -37,8 +43,59 @@ class View:
     sealed: tuple[SealedSegment, ...] = ()
     unsealed: tuple[UnsealedSegment, ...] = ()
 
+    @property
+    def whole_from(self) -> LogIndex:
+        """The first index from which no segment is missing or rewritten."""
+        first = self.unsealed[0].start
+        expected = self.unsealed[0].segment_id - 1
+        for segment in reversed(self.sealed):
+            if segment.segment_id != expected or segment.trailer.compacted:
+                break
+            first = segment.trailer.first_index
+            expected -= 1
+        return first
 
-def sealed_table(segment: SealedSegment, uid: int) -> PagedRuns | None:
+    def sealed_segment(self, segment_id: int) -> SealedSegment:
+        """That segment. Raises ``LookupError`` when there is none or it is not sealed."""
+        for segment in self.sealed:
+            if segment.segment_id == segment_id:
+                return segment
+        raise LookupError(f"there is no sealed segment {segment_id}")
+
+
+class Views:
+    """The current view, shared by all threads.
+
+    The lock is for real threads: the writer's roll and a worker's seal each build the next view from the current one, and
+    without it the slower one would bring back what the faster one changed. Readers take the current view in one step.
+    """
+
+    __slots__ = ("_lock", "current")
+
+    def __init__(self, view: View) -> None:
+        self._lock = Lock()
+        self.current = view
+
+    def swap(self, change: Callable[[View], View]) -> None:
+        """Replace the current view by a changed one."""
+        with self._lock:
+            self.current = change(self.current)
+
+    def look(self, look: Callable[[View], _Result]) -> _Result:
+        """Look at the current view; when a rewrite or a removal overtook the look and spoiled it, look again.
+
+        Each time round one more such change is over, and they come one at a time, so this ends.
+        """
+        while True:
+            view = self.current
+            try:
+                return look(view)
+            except (CorruptLog, FileNotFoundError):
+                if view is self.current:
+                    raise
+
+
+def _sealed_table(segment: SealedSegment, uid: int) -> PagedRuns | None:
     """The runs of a partition in a sealed segment; ``None`` when there are none."""
     end = segment.partition(uid)
     return PagedRuns(segment, end.first_run, end.runs) if end and end.runs else None
@@ -76,7 +133,7 @@ def _sealed_runs_from(sealed: tuple[SealedSegment, ...], uid: int, offset: int) 
     k = bisect_right(sealed, offset, key=lambda segment: _end_offset(segment, uid))
     while k < len(sealed):
         segment = sealed[k]
-        table = sealed_table(segment, uid)
+        table = _sealed_table(segment, uid)
         if table is not None:
             for i in range(first_after(table, offset), table.count):
                 yield segment, table.entry(i)
@@ -93,7 +150,7 @@ def find_time(view: View, uid: int, time_ms: int) -> RunEntry | None:
     sealed = view.sealed
     k = bisect_left(sealed, time_ms, key=lambda segment: _last_time(segment, uid))
     while k < len(sealed):
-        table = sealed_table(sealed[k], uid)
+        table = _sealed_table(sealed[k], uid)
         if table is not None and (i := first_at_time(table, time_ms)) < table.count:
             return table.entry(i)
         end = _end_offset(sealed[k], uid)
@@ -112,7 +169,7 @@ def find_bytes(view: View, uid: int, bytes_before: int) -> RunEntry | None:
     sealed = view.sealed
     k = min(bisect_right(sealed, bytes_before, key=lambda segment: _last_bytes(segment, uid)), len(sealed) - 1)
     while k >= 0:
-        table = sealed_table(sealed[k], uid)
+        table = _sealed_table(sealed[k], uid)
         if table is not None and (i := last_at_bytes(table, bytes_before)) >= 0:
             return table.entry(i)
         if k == 0 or not (end := _end_offset(sealed[k - 1], uid)):
@@ -159,13 +216,11 @@ def _together(chosen: list[tuple[Segment, RunEntry]], at: int) -> int:
 def _read_together(reader: SegmentReader, segment: Segment, uid: int, entries: list[RunEntry]) -> list[RunRead]:
     start = entries[0].position
     data = reader.read(segment.name, entries[-1].position + entries[-1].length - start, start)
-    return [
-        RunRead(entry, _verified(reader, segment, uid, entry, data[entry.position - start : entry.position - start + entry.length]))
-        for entry in entries
-    ]
+    return [RunRead(entry, _verified(reader, segment, uid, entry, data, entry.position - start)) for entry in entries]
 
 
-def _verified(reader: SegmentReader, segment: Segment, uid: int, entry: RunEntry, data: bytes) -> bytes:
+def _verified(reader: SegmentReader, segment: Segment, uid: int, entry: RunEntry, together: bytes, at: int) -> bytes:
+    data = together[at : at + entry.length]
     try:
         run = Run(data)
         run.verify()
@@ -174,3 +229,40 @@ def _verified(reader: SegmentReader, segment: Segment, uid: int, entry: RunEntry
     except CorruptLog as error:
         raise CorruptLog(f"{reader.directory}/{segment.name}, byte {entry.position}: {error}") from error
     return data
+
+
+# -- entries --------------------------------------------------------------------------------------------------------
+def read_from(reader: SegmentReader, first: LogIndex, last: LogIndex, max_bytes: int, view: View) -> list[LogEntry]:
+    """Entries ``first..last`` of the one segment that holds ``first``, as many as fit into one read of about ``max_bytes``."""
+    name, positions, end = _positions(view, first, last)
+    start = positions[0]
+    fits = len(positions)
+    while fits > 1 and positions[fits - 1] - start > max(max_bytes, _READ_AHEAD_BYTES):
+        fits = max(1, fits // 2)
+    data = reader.read(name, (positions[fits] if fits < len(positions) else end) - start, start)
+    entries = []
+    for number, position in enumerate(positions[:fits]):
+        try:
+            entry = decode_entry(data, position - start)
+        except CorruptLog as error:
+            raise CorruptLog(f"{reader.directory}/{name}, byte {position}: {error}") from error
+        if entry.index != first + number:
+            raise LookupError(f"entry {first + number} was replaced while it was read")
+        entries.append(entry)
+    return entries
+
+
+def _positions(view: View, first: LogIndex, last: LogIndex) -> tuple[str, list[int], int]:
+    """Of the segment with ``first``: file, positions of the frames of ``first..last`` in it, where the last ends at most."""
+    for unsealed in reversed(view.unsealed):
+        if unsealed.start <= first <= unsealed.last_index:
+            at = first - unsealed.start
+            positions = unsealed.positions[at : at + last - first + 2].tolist()
+            end = positions.pop() if len(positions) > last - first + 1 else unsealed.tail
+            return unsealed.name, positions, end
+    for segment in reversed(view.sealed):
+        trailer = segment.trailer
+        if trailer.last_index and trailer.first_index <= first <= trailer.last_index:
+            stop = min(last, trailer.last_index)
+            return segment.name, [segment.position_of(i) for i in range(first, stop + 1)], segment.position_of(stop + 1)
+    raise LookupError(f"entry {first} is in no segment")

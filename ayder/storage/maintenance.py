@@ -51,8 +51,8 @@ def seal_file(
     parts, places = encode_parts((blocks.tobytes(), starts.tobytes(), runs, directory), segment.tail, segment.tail_chain)
     trailer = Trailer(
         header.segment_id, 0, segment.start, segment.last_index, terms[0][1] if terms else 0, terms[-1][1] if terms else 0,
-        segment.first_time_ms, segment.last_time_ms, segment.tail, places, header.chain_in, segment.tail_chain, segment.tail_chain,
-        header.cluster_id,
+        segment.first_time_ms, segment.last_time_ms, segment.tail, places,
+        header.chain_in, segment.tail_chain, segment.tail_chain, header.cluster_id,
     )  # fmt: skip
     fd = files.open(path)
     try:
@@ -67,9 +67,7 @@ def seal_file(
     return trailer, end + TRAILER_BYTES
 
 
-def _index_of(
-    runs: dict[int, bytearray], end_offsets: Mapping[int, int], older: Sequence[PartitionEnd]
-) -> tuple[bytes, bytes]:
+def _index_of(runs: dict[int, bytearray], end_offsets: Mapping[int, int], older: Sequence[PartitionEnd]) -> tuple[bytes, bytes]:
     """The RUNS and DIRECTORY parts: runs of live partitions only, and for each of those where it stands at the segment's end."""
     before = {end.uid: end for end in older}
     packed: list[bytes | bytearray] = []
@@ -177,7 +175,7 @@ def _kept_frames(segment: SealedSegment, wanted: list[tuple[int, int]], new: _Re
         if nth == mine:
             continue
         data = segment.read(FRAME_HEADER_BYTES + frame.length, frame.position)
-        kept = [(position, _run_command(segment, data, frame.position, position, length)) for position, length in wanted[mine:nth]]
+        kept = [(position, _run_command(segment, data, frame.position, position, size)) for position, size in wanted[mine:nth]]
         at = new.position
         yield new.block(frame, kept), at
 
@@ -189,7 +187,7 @@ def _frames(segment: SealedSegment) -> Iterator[Frame]:
     if header is None:
         raise CorruptLog(f"{segment.name}: the header fails its checksum")
     end = SEGMENT_HEADER_BYTES
-    for frame, _ in scan_frames(lambda length, at: segment.read(length, at), SEGMENT_HEADER_BYTES, t.frames_end, header.seed):
+    for frame, _ in scan_frames(segment.read, SEGMENT_HEADER_BYTES, t.frames_end, header.seed):
         yield frame
         end = frame.position + FRAME_HEADER_BYTES + frame.length
     if end != t.frames_end:
@@ -207,7 +205,11 @@ def _run_command(segment: SealedSegment, data: bytes, frame_position: int, posit
 
 
 def _rewritten_trailer(
-    segment: SealedSegment, words: memoryview, live: list[tuple[PartitionEnd, int]], log_starts: Mapping[int, int], new: _Rewritten
+    segment: SealedSegment,
+    words: memoryview,
+    live: list[tuple[PartitionEnd, int]],
+    log_starts: Mapping[int, int],
+    new: _Rewritten,
 ) -> tuple[Trailer, bytes]:
     runs = array("q")
     kept: dict[int, tuple[int, int]] = {}
@@ -271,4 +273,3 @@ def verify_unsealed(files: Files, path: str, tail: int) -> list[str]:
     finally:
         files.close(fd)
     return [] if end == tail else [f"{path}: the frame at byte {end} fails its checksum"]
-

@@ -150,7 +150,8 @@ class MemoryLogStore:
     @property
     def unsealed_first_index(self) -> LogIndex:
         """The oldest index in a segment that is not sealed; ``last_index + 1`` when those hold no entry."""
-        return min((i for segment in self._disk.segments if not segment.sealed for i in segment.placed), default=self.last_index + 1)
+        unsealed = (segment for segment in self._disk.segments if not segment.sealed)
+        return min((index for segment in unsealed for index in segment.placed), default=self.last_index + 1)
 
     def _find(self, index: LogIndex) -> tuple[_Segment, LogEntry, int]:
         for segment in reversed(self._disk.segments):
@@ -227,7 +228,7 @@ class MemoryLogStore:
             raise ValueError(f"entry {first} cannot follow entry {self.last_index}")
         if [entry.index for entry in entries] != list(range(first, first + len(entries))):
             raise ValueError("the entries of one append must be contiguous")
-        if any(first <= max(segment.placed, default=0) for segment in self._disk.segments if segment.sealed):
+        if first <= self.last_index and first < self.unsealed_first_index:
             raise ValueError(f"entry {first} is in a sealed segment, so it was applied: it cannot be replaced")
 
     def idle(self) -> None:

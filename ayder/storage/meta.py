@@ -2,8 +2,8 @@
 
 Owns: the file ``meta`` (two slots) and the file ``dropped``. Must not know: segments' contents.
 
-``meta``: the *synced watermark* tells rot from a torn tail: bytes before it had been synced, so if they do not verify the disk has
-lost them. It may lag, it is never ahead. Two slots of 512 bytes at 0 and 4096; unsynced saves only ever go to the slot that is
+``meta``: the *synced watermark* tells rot from a torn tail: bytes before it had been synced, so if they do not verify the disk
+has lost them. It may lag, it is never ahead. Two slots of 512 bytes at 0 and 4096; unsynced saves only ever go to the slot that is
 not the last synced one, so a valid slot always exists, however a write is torn. Layout of a slot, little-endian::
 
     u32 magic "AYMT" | u16 version | u16 flags (1 = damaged) | u64 sequence | u64 incarnation | u64 segment_id | u64 position
@@ -68,8 +68,8 @@ def _encode_slot(state: MetaState, sequence: int) -> bytes:
     mark = state.watermark
     node_id = state.node_id.encode()
     body = _SLOT.pack(
-        _META_MAGIC, FORMAT_VERSION, _DAMAGED if state.damaged else 0, sequence, state.incarnation, mark.segment_id, mark.position,
-        mark.index, mark.chain, len(node_id), bytes.fromhex(state.cluster_id), node_id,
+        _META_MAGIC, FORMAT_VERSION, _DAMAGED if state.damaged else 0, sequence, state.incarnation,
+        mark.segment_id, mark.position, mark.index, mark.chain, len(node_id), bytes.fromhex(state.cluster_id), node_id,
     )  # fmt: skip
     body = body.ljust(_SLOT_BYTES - 4, b"\0")
     return body + crc32c(body).to_bytes(4, "little")
@@ -79,19 +79,21 @@ def _decode_slot(data: bytes) -> tuple[int, MetaState] | None:
     """(sequence, state), or ``None`` when the slot does not verify. Raises ``CorruptLog`` for a newer format."""
     if len(data) < _SLOT_BYTES or crc32c(data[: _SLOT_BYTES - 4]) != int.from_bytes(data[-4:], "little"):
         return None
-    magic, version, flags, sequence, incarnation, segment_id, position, index, chain, length, cluster, node = _SLOT.unpack_from(data)
+    magic, version, flags, sequence, incarnation, *place, chain, length, cluster, node = _SLOT.unpack_from(data)
     if magic != _META_MAGIC:
         return None
     if version != FORMAT_VERSION:
         raise CorruptLog(f"the log directory has format version {version}, this release reads {FORMAT_VERSION}")
-    mark = Watermark(segment_id, position, index, chain)
+    mark = Watermark(*place, chain)
     return sequence, MetaState(node[:length].decode(), cluster.hex(), incarnation, bool(flags & _DAMAGED), mark)
 
 
 class MetaFile:
     """The open ``meta`` file. Writer thread only."""
 
-    def __init__(self, files: Files, directory: str, poison: Poison, fd: int, state: MetaState, sequence: int, stable: int) -> None:
+    def __init__(
+        self, files: Files, directory: str, poison: Poison, fd: int, state: MetaState, sequence: int, stable: int
+    ) -> None:
         self._files = files
         self._directory = directory
         self._poison = poison
@@ -116,8 +118,8 @@ class MetaFile:
             found = [(slot[0], number, slot[1]) for number, slot in enumerate(slots) if slot is not None]
             if not found:
                 raise CorruptLog(
-                    f"{path}: neither copy of the node's identity and synced watermark verifies, so what this disk once promised is "
-                    "unknown. Keep the directory as it is and restore a backup, or join the cluster again under a new node id"
+                    f"{path}: neither copy of the node's identity and synced watermark verifies, so what this disk once promised "
+                    "is unknown. Keep the directory as it is and restore a backup, or join the cluster again under a new node id"
                 )
             sequence, stable, state = max(found, key=lambda slot: slot[0])
             # What was read may still be only in the page cache of a machine that lost its writer, not its power.
@@ -167,10 +169,11 @@ class DroppedSegments:
             data = files.pread(fd, files.size(fd), 0)
         finally:
             files.close(fd)
-        if len(data) < 16 or data[:4] != _DROPPED_MAGIC.to_bytes(4, "little") or crc32c(data[8:]) != int.from_bytes(data[4:8], "little"):
+        magic = _DROPPED_MAGIC.to_bytes(4, "little")
+        if len(data) < 16 or data[:4] != magic or crc32c(data[8:]) != int.from_bytes(data[4:8], "little"):
             raise CorruptLog(
-                f"{path} fails its checksum: it lists the segments that retention removed, and without it a missing segment cannot be "
-                "told from a removed one. Keep the directory as it is and restore a backup"
+                f"{path} fails its checksum: it lists the segments that retention removed, and without it a missing segment "
+                "cannot be told from a removed one. Keep the directory as it is and restore a backup"
             )
         version, _, count = struct.unpack_from("<HHI", data, 8)
         if version != FORMAT_VERSION or len(data) != 16 + 16 * count:

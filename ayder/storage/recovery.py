@@ -12,6 +12,7 @@ Source: RELIABILITY S-1, R-16; PAR (FAST'18).
 from __future__ import annotations
 
 from bisect import bisect_right
+from functools import partial
 
 import attrs
 
@@ -28,8 +29,8 @@ __all__ = ["RESERVE_FILE", "Listing", "Recovered", "RecoveryReport", "TermStarts
 RESERVE_FILE = "reserve"
 
 _ADVICE = (
-    "Nothing was changed. Bytes that had been synced are lost, so the log is not cut there: keep this directory as it is and start "
-    "on a restored backup, or on a copy of it whose loss you accept"
+    "Nothing was changed. Bytes that had been synced are lost, so the log is not cut there: keep this directory as it is and "
+    "start on a restored backup, or on a copy of it whose loss you accept"
 )
 
 
@@ -118,7 +119,7 @@ class Listing:
 
 
 def recover_log(reader: SegmentReader, listing: Listing, dropped: DroppedSegments, meta: MetaState) -> Recovered:
-    """Read all segments; when they are whole, finish what was interrupted. Raises ``CorruptLog``, and then nothing was changed."""
+    """Read all segments; when they are whole, finish what was interrupted. Raises ``CorruptLog`` (nothing was changed)."""
     return _Recovery(reader, dropped, meta).run(listing)
 
 
@@ -133,8 +134,8 @@ class _Recovery:
         self._meta = meta
         self._mark = meta.watermark
         self._log = Recovered()
-        self._chain: int | None = 0
-        """Checksum of the log's last frame so far; ``None`` after a gap."""
+        self._chain = 0
+        """Checksum of the log's last frame so far."""
 
     def run(self, listing: Listing) -> Recovered:
         ids = listing.segments
@@ -193,7 +194,8 @@ class _Recovery:
         if trailer is None:
             return False
         if self._log.unsealed:
-            raise self._lost(self._log.unsealed[-1].segment_id, "a newer segment is sealed, so this one was, and its trailer is damaged")
+            damaged = self._log.unsealed[-1].segment_id
+            raise self._lost(damaged, "a newer segment is sealed, so this one was, and its trailer is damaged")
         if trailer.segment_id != segment_id or trailer.cluster_id != self._meta.cluster_id:
             raise self._lost(segment_id, f"the file is segment {trailer.segment_id} of cluster {trailer.cluster_id}")
         self._follow(segment_id, trailer.chain_in)
@@ -206,9 +208,12 @@ class _Recovery:
         self._log.sealed.append(segment)
         return True
 
+    def _gap_before(self, segment_id: int) -> bool:
+        return segment_id - 1 in self._dropped
+
     def _follow(self, segment_id: int, chain_in: int) -> None:
         """The segment continues the log at the frame where the one before it ends."""
-        if self._chain is not None and segment_id - 1 not in self._dropped and self._chain != chain_in:
+        if not self._gap_before(segment_id) and self._chain != chain_in:
             raise self._lost(segment_id - 1, "its last valid frame is not the one that the next segment continues")
 
     # -- unsealed -------------------------------------------------------------------------------------------------
@@ -234,13 +239,13 @@ class _Recovery:
         size = self._files.size(fd)
         ends_at_mark = self._mark.segment_id != segment_id
         log = self._log
-        frames = scan_frames(lambda length, position: self._files.pread(fd, length, position), SEGMENT_HEADER_BYTES, size, header.seed)
-        for frame, payload in frames:
+        pread = partial(self._files.pread, fd)
+        for frame, payload in scan_frames(pread, SEGMENT_HEADER_BYTES, size, header.seed):
             if segment.tail == SEGMENT_HEADER_BYTES:
                 self._follow(segment_id, header.chain_in)
                 if frame.kind != HARD_STATE:
                     raise self._lost(segment_id, "the segment does not begin with the hard state")
-                if not log.sealed and not log.unsealed:
+                if self._gap_before(segment_id):
                     log.last_index = header.next_index - 1
             if frame.kind == HARD_STATE:
                 log.hard_state = decode_hard_state(frame.term, payload)
@@ -261,8 +266,7 @@ class _Recovery:
     def _replay(self, segment: UnsealedSegment, index: int, term: int, position: int, log_time_ms: int) -> None:
         log = self._log
         if index <= log.last_index:
-            sealed_to = log.sealed[-1].trailer.last_index if log.sealed else 0
-            if index <= sealed_to:
+            if index < (log.unsealed or [segment])[0].start:
                 raise self._lost(segment.segment_id, f"the frame at byte {position} replaces entry {index} of a sealed segment")
             for other in (*log.unsealed, segment):
                 other.cut(index)
@@ -298,4 +302,3 @@ class _Recovery:
                 last = at + len(chunk.rstrip(b"\0"))
             at += len(chunk)
         return last - position
-

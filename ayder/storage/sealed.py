@@ -165,5 +165,3 @@ class PagedRuns:
     def entry(self, i: int) -> RunEntry:
         """See ``RunTable.entry``."""
         return RunEntry(*self._segment.element(RUNS, self._first + i))
-
-

@@ -147,9 +147,7 @@ class UnsealedSegment:
 
     def info(self) -> SegmentInfo:
         """See ``LogStore.segments``."""
-        return SegmentInfo(
-            self.segment_id, self.start, self.last_index, self.tail, False, self.first_time_ms, self.last_time_ms
-        )
+        return SegmentInfo(self.segment_id, self.start, self.last_index, self.tail, False, self.first_time_ms, self.last_time_ms)
 
 
 class SegmentWriter:
@@ -168,7 +166,10 @@ class SegmentWriter:
 
     @classmethod
     def create(cls, files: Files, poison: Poison, directory: str, name: str, prologue: bytes, step: int) -> SegmentWriter:
-        """A new file that begins with ``prologue``, durable with its name. Raises ``StorageFull`` (and leaves no file) or ``StoragePoisoned``."""
+        """A new file that begins with ``prologue``, durable with its name.
+
+        Raises ``StorageFull`` (and leaves no file) or ``StoragePoisoned``.
+        """
         path = f"{directory}/{name}"
         fd = -1
         try:
@@ -243,7 +244,7 @@ class SegmentWriter:
         return None
 
     def _cut_back(self, error: OSError) -> None:
-        """Undo a write that did not fit: raises ``StorageFull`` when the file is as before, ``StoragePoisoned`` when nobody knows."""
+        """Undo a write that did not fit: ``StorageFull`` when the file is as before, ``StoragePoisoned`` when nobody knows."""
         try:
             self._files.ftruncate(self.fd, self.tail)
             self._files.fsync(self.fd)
