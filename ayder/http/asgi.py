@@ -138,8 +138,10 @@ class AsgiLaunch:
         self._foreign.discard(server)
 
 
-class GuardedServer(TCPServer):  # type: ignore[misc]
+class GuardedServer(TCPServer):
     """One connection hypercorn accepted: ours where it is HTTP/1.1, hypercorn's else, and in either case harmless."""
+
+    stream: Any  # plain, TLS or one of ours; hypercorn says TLS
 
     async def run(self) -> None:
         """Serve the connection. Raises nothing but what ends the process anyway."""
@@ -213,7 +215,7 @@ class GuardedServer(TCPServer):  # type: ignore[misc]
         try:
             for start in range(0, len(view), STALL_PIECE_BYTES):
                 # Shielded as in hypercorn: a frame must not be cut in two by a cancelled stream of the same connection.
-                with trio.move_on_after(seconds, shield=True) as scope:
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + seconds) as scope:
                     await self.stream.send_all(view[start : start + STALL_PIECE_BYTES])
                 if scope.cancelled_caught:
                     return False
@@ -264,10 +266,11 @@ class _Prefixed:
 
 def install() -> bool:
     """Put the guarded connection in hypercorn's place. Says whether it took; if not, a ``RuntimeWarning`` says why."""
-    if hypercorn.trio.run.TCPServer is GuardedServer:
+    module: Any = hypercorn.trio.run
+    if module.TCPServer is GuardedServer:
         return True
     fits = (
-        hypercorn.trio.run.TCPServer is TCPServer
+        module.TCPServer is TCPServer
         and list(inspect.signature(TCPServer.__init__).parameters) == TCP_SERVER_PARAMETERS
         and inspect.iscoroutinefunction(TCPServer.run)
         and inspect.iscoroutinefunction(TCPServer.protocol_send)
@@ -277,7 +280,7 @@ def install() -> bool:
             "this hypercorn cannot be guarded: plain ASGI, slower and open to hostile packets", RuntimeWarning, stacklevel=2
         )
         return False
-    hypercorn.trio.run.TCPServer = GuardedServer
+    module.TCPServer = GuardedServer
     return True
 
 

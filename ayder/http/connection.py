@@ -247,7 +247,7 @@ class Connection:
                 self._blank_line = True
                 return start + 2
         if self._first and self._takes_over and buffer[start] == 80 and self._is_preface(buffer[start:]):
-            return self._hand_over(buffer) if len(buffer) - start >= len(H2_PREFACE) else self._wait_for_head()
+            return self._hand_over(buffer[start:]) if len(buffer) - start >= len(H2_PREFACE) else self._wait_for_head()
         end = buffer.find(b"\r\n\r\n", start)
         if end < 0:
             self._wait_for_head()
@@ -255,8 +255,10 @@ class Connection:
             return -1
         reader = self._reader
         request = reader.finish(buffer[start : end + 4])
-        if self._takes_over and reader.upgrade and not reader.body_length and self._answers.idle:
-            return self._hand_over(buffer[start:])
+        if self._takes_over and reader.upgrade and not reader.body_length:
+            self._answers.flush()
+            if self._answers.idle:
+                return self._hand_over(buffer[start:])
         self._first = self._in_head = self._blank_line = False
         request.peer = self._peer
         request.received_ns = time.monotonic_ns()
@@ -276,7 +278,7 @@ class Connection:
         self.handover = rest
         self._mode = DEAF
         self._transport.reading_changed()
-        return len(rest)
+        return -1
 
     def _begin(self, request: Request, buffer: bytes, position: int) -> int:
         """The head is complete: ask the application, then take what is there of the body. Returns the position behind it."""
