@@ -364,7 +364,7 @@ class AofLogStore:
 
     # -- worker: whole segments -----------------------------------------------------------------------------------
     def seal(self, segment_id: int, end_offsets: Mapping[int, int]) -> None:
-        """See ``LogStore.seal``. Oldest first. Raises ``StorageFull`` (it stays unsealed), ``ValueError``, ``StoragePoisoned``."""
+        """See ``LogStore.seal``. Oldest first. Raises ``StorageFull`` (stays unsealed), ``ValueError``, ``StoragePoisoned``."""
         self._upkeep.seal(segment_id, end_offsets)
 
     def drop_segment(self, segment_id: int) -> int:

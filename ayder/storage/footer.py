@@ -90,7 +90,8 @@ class Trailer:
         """The bytes at the end of the file."""
         body = _TRAILER.pack(
             _MAGIC, FORMAT_VERSION, self.flags, self.segment_id, self.first_index, self.last_index,
-            self.first_term, self.last_term, self.first_time_ms, self.last_time_ms, self.frames_end, *(field for part in self.parts for field in part),
+            self.first_term, self.last_term, self.first_time_ms, self.last_time_ms, self.frames_end,
+            *(field for part in self.parts for field in part),
             self.chain_in, self.chain_out, self.own_chain, bytes.fromhex(self.cluster_id), 0,
         )  # fmt: skip
         return body + crc32c(body).to_bytes(4, "little")

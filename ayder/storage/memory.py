@@ -57,6 +57,8 @@ class _Segment:
     def cut(self, index: LogIndex) -> None:
         for void in [i for i in self.placed if i >= index]:
             del self.placed[void]
+        if not self.placed:
+            self.next_index = min(self.next_index, index)
 
     def place(self, entry: LogEntry) -> int:
         position = len(self.data) + _FRAME_OVERHEAD

@@ -84,7 +84,8 @@ def _decode_slot(data: bytes) -> tuple[int, MetaState] | None:
         return None
     if version != FORMAT_VERSION:
         raise CorruptLog(f"the log directory has format version {version}, this release reads {FORMAT_VERSION}")
-    mark = Watermark(*place, chain)
+    segment_id, position, index = place
+    mark = Watermark(segment_id, position, index, chain)
     return sequence, MetaState(node[:length].decode(), cluster.hex(), incarnation, bool(flags & _DAMAGED), mark)
 
 

@@ -131,7 +131,7 @@ class UnsealedSegment:
         """Entries from ``index`` on are void."""
         del self.positions[max(0, index - self.start) :]
         if not self.positions:
-            self.start = index
+            self.start = min(self.start, index)
 
     def note_run(self, uid: int, entry: RunEntry) -> None:
         """See ``LogStore.note_run``."""
