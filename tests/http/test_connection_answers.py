@@ -1,7 +1,6 @@
 """The order of answers, pipelines, streams, works, hang-ups: the connection in memory."""
 
 import itertools
-import logging
 
 import h11
 import pytest
@@ -469,7 +468,6 @@ def test_h11_and_we_agree_on_valid_requests(
 @given(st.binary(max_size=300), st.integers(1, 40))
 @settings(max_examples=200, deadline=None)
 def test_rubbish_is_refused_or_waited_for_but_never_breaks_anything(raw: bytes, step: int) -> None:
-    logging.getLogger("ayder.http").setLevel(logging.CRITICAL)
     client = Client.open()
     for start in range(0, len(raw), step):
         client.send(raw[start : start + step])

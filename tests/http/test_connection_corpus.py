@@ -32,8 +32,8 @@ def check(case: Case, client: Client) -> None:
 
 
 @pytest.fixture(autouse=True)
-def quiet() -> None:
-    logging.getLogger("ayder.http").setLevel(logging.CRITICAL)
+def quiet(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, "ayder.http")
 
 
 def test_the_corpus_is_large_and_its_names_are_unique() -> None:
