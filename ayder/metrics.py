@@ -129,7 +129,7 @@ GAUGES: Final[dict[str, str]] = {
     "ayder_log_segments": "Segment files of the log",
     "ayder_log_first_index": "Oldest index of the log",
     "ayder_log_last_index": "Newest index on disk",
-    "ayder_checkpoint_index": "Log index of the newest checkpoint on disk",
+    "ayder_log_collectable_index": "Segments that end here or before may be dropped or rewritten",
     "ayder_tail_cache_bytes": "Newest records kept in memory",
     "ayder_topics": "Topics",
     "ayder_partitions": "Partitions of all topics",

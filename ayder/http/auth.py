@@ -5,7 +5,8 @@ limits (``admission.py``), where tokens come from.
 
 A scope is an action with an optional pattern for the resource: ``produce:orders.*``, ``consume:*``, ``kv:app``, ``admin``,
 ``metrics``; an action without a pattern covers every resource, ``*`` covers everything. In a pattern ``*`` stands for any
-characters, the dot for itself.
+characters, the dot for itself. Routes may also ask for ``describe``, which is no scope of its own: who may read, write or
+administer something may see that it is there.
 
 Invariants: only digests are compared, all of them each time, each in constant time, so the time an answer takes says nothing
 about how close a guess was; whoever is not accepted learns only that. Sync, pure. Source: RFC 6750 section 2.1, RFC 9110 11.4.
@@ -28,6 +29,8 @@ __all__ = ["ANONYMOUS", "Authenticator", "Principal"]
 
 _SCHEME: Final = b"bearer"
 _REMEMBERED_ANSWERS = 4096
+DESCRIBE: Final = "describe"
+_DESCRIBING: Final = ("consume", "produce", "admin")
 
 
 class _Grants:
@@ -45,6 +48,9 @@ class _Grants:
                 self.everything = True
             else:
                 self._patterns.setdefault(action, []).append(_compiled(pattern or "*"))
+        described = [pattern for action in _DESCRIBING for pattern in self._patterns.get(action, ())]
+        if described:
+            self._patterns[DESCRIBE] = described
 
     def cover(self, action: str, resource: str | None) -> bool:
         if resource is None:
@@ -89,6 +95,7 @@ class Principal:
     def require(self, action: str, resource: str | None = None) -> None:
         """Raise ``AyderError`` (forbidden) naming the scope that is missing."""
         if not self.allows(action, resource):
+            action = _DESCRIBING[0] if action == DESCRIBE else action
             scope = action if resource is None else f"{action}:{resource}"
             raise AyderError(ErrorCode.FORBIDDEN, f"this token lacks the scope {scope!r}", scope=scope)
 
