@@ -5,6 +5,7 @@ know: how a node works; it is imported only when one is started, so that the oth
 """
 
 import argparse
+import errno
 import functools
 import os
 import shlex
@@ -131,7 +132,7 @@ def _serve(config: Config) -> int:
         causes = _leaves(exc)
         if all(isinstance(cause, KeyboardInterrupt) for cause in causes):
             return EXIT_INTERRUPTED
-        _say_why(causes)
+        _say_why(causes, config)
         return EXIT_FAILED
     return 0
 
@@ -150,7 +151,7 @@ def _first_url(urls: Any, config: Config) -> str:
     if isinstance(urls, (list, tuple)) and urls:
         urls = urls[0]
     if isinstance(urls, str) and "://" in urls:
-        return urls
+        return urls.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.http.host, config.http.host)  # noqa: S104  (compared, not bound)
     scheme = "https" if config.http.tls_certificate else "http"
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{config.http.port}"
@@ -185,13 +186,15 @@ def _leaves(error: BaseException) -> list[BaseException]:
     return [error]
 
 
-def _say_why(causes: list[BaseException]) -> None:
+def _say_why(causes: list[BaseException], config: Config) -> None:
     """One line for each cause. What we did not foresee is shown with its traceback: it is a bug to report."""
     for cause in causes:
         foreseen = isinstance(cause, OSError) or type(cause).__module__.partition(".")[0] == "ayder"
         if not foreseen:
             traceback.print_exception(cause)
         text = str(cause) or type(cause).__name__
+        if isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE:
+            text = f"{config.http.host}:{config.http.port} is taken: another process listens there"
         print(f"ayder: {text if foreseen else f'{type(cause).__name__}: {text}'}", file=sys.stderr)
 
 

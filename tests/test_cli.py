@@ -1,5 +1,6 @@
 """The command line: flags become settings, exit codes, what is printed, the token file. No node is started here."""
 
+import errno
 import os
 import pathlib
 import stat
@@ -140,6 +141,18 @@ def test_a_node_that_stops_cleanly_ends_with_status_0_and_was_announced(
     assert sum(line.startswith("curl ") for line in said) == 3
 
 
+def test_the_greeting_names_an_address_that_can_be_called(
+    in_tmp: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def run_node(config: Config, *, task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED) -> None:
+        task_status.started(["http://0.0.0.0:7"])
+
+    assert serve(monkeypatch, run_node, "serve", "--bind", "0.0.0.0:0") == 0
+    said = capsys.readouterr().out
+    assert "listens on http://127.0.0.1:7\n" in said
+    assert (in_tmp / "data" / "token").read_text().strip() in said
+
+
 def test_flags_alone_start_a_node_as_the_predecessor_did(in_tmp: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Config] = []
 
@@ -155,7 +168,12 @@ def test_flags_alone_start_a_node_as_the_predecessor_did(in_tmp: pathlib.Path, m
     ("error", "expected", "traced"),
     [
         (StoragePoisoned("fdatasync failed: no space"), "ayder: fdatasync failed: no space\n", False),
-        (ExceptionGroup("", [ExceptionGroup("", [OSError(98, "Address in use")])]), "ayder: [Errno 98] Address in use\n", False),
+        (
+            ExceptionGroup("", [ExceptionGroup("", [OSError(5, "Input/output error")])]),
+            "ayder: [Errno 5] Input/output error\n",
+            False,
+        ),
+        (OSError(errno.EADDRINUSE, "in use"), "ayder: 127.0.0.1:1109 is taken: another process listens there\n", False),
         (ZeroDivisionError("division by zero"), "ayder: ZeroDivisionError: division by zero\n", True),
         (AssertionError(), "ayder: AssertionError: AssertionError\n", True),
     ],
