@@ -34,6 +34,7 @@ from hypercorn.utils import LifespanFailureError
 
 from ayder.config import HttpConfig
 from ayder.http.asgi_requests import Receive, Scope, Send, answer_request
+from ayder.http.connection import MAX_READ_BYTES
 from ayder.http.exchange import Application
 from ayder.http.front import Front
 from ayder.http.server import ClientCounter, turn_away
@@ -199,6 +200,36 @@ class GuardedServer(TCPServer):
         finally:
             launch.leave(self)
 
+    async def _read_data(self) -> None:
+        """As hypercorn's, but a connection without a request for ``idle_timeout_ms`` ends, whatever trickles in."""
+        launch = getattr(self.app, "app", None)
+        if not isinstance(launch, AsgiLaunch) or launch.front is None:
+            await super()._read_data()
+            return
+        idle_timeout = launch.front.idle_timeout
+        quiet_since = trio.current_time()
+        while True:
+            if self._busy():
+                quiet_since = trio.current_time()
+            data: bytes | bytearray | None = None
+            with trio.move_on_at(quiet_since + idle_timeout):
+                try:
+                    data = await self.stream.receive_some(MAX_READ_BYTES)
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    break
+            if data is None:
+                if self._busy():
+                    continue
+                break
+            await self.protocol.handle(RawData(bytes(data)))
+            if not data:
+                break
+        await self.protocol.handle(Closed())
+
+    def _busy(self) -> bool:
+        spoken = self.protocol.protocol
+        return bool(getattr(spoken, "streams", None) or getattr(spoken, "stream", None))
+
     async def protocol_send(self, event: Event) -> None:
         """As hypercorn's, but a client that takes nothing for ``write_stall_timeout_ms`` is cut off."""
         launch = getattr(self.app, "app", None)
@@ -274,6 +305,7 @@ def install() -> bool:
         and list(inspect.signature(TCPServer.__init__).parameters) == TCP_SERVER_PARAMETERS
         and inspect.iscoroutinefunction(TCPServer.run)
         and inspect.iscoroutinefunction(TCPServer.protocol_send)
+        and inspect.iscoroutinefunction(getattr(TCPServer, "_read_data", None))
     )
     if not fits:
         warnings.warn(

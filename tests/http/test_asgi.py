@@ -64,7 +64,7 @@ class Launched:
 @contextlib.contextmanager
 def launched(folder: Path, *options: str, **environment: str) -> Iterator[Launched]:
     log = folder / f"hypercorn-{time.monotonic_ns()}.log"
-    command = [sys.executable, "-m", "hypercorn", "--worker-class", "trio", "-b", "127.0.0.1:0", *options]
+    command = [str(Path(sys.executable).parent / "hypercorn"), "--worker-class", "trio", "-b", "127.0.0.1:0", *options]
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*command, "tests.http.hypercorn_app:app"], cwd=ROOT, env=os.environ | environment, stdout=output, stderr=output
@@ -93,7 +93,7 @@ def _port(process: subprocess.Popen[bytes], log: Path) -> int:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
-    with launched(tmp_path_factory.mktemp("launch"), TOY_MAX_CONNECTIONS_LOOPBACK="60") as running:
+    with launched(tmp_path_factory.mktemp("launch"), TOY_MAX_CONNECTIONS_LOOPBACK="60", TOY_IDLE_TIMEOUT_MS="3000") as running:
         yield running
 
 
@@ -281,11 +281,13 @@ async def test_tls_chooses_by_alpn(tmp_path: Path) -> None:
         assert running.process.poll() is None
 
 
-async def test_a_failing_node_ends_the_process(tmp_path: Path) -> None:
-    with launched(tmp_path) as running:
+@pytest.mark.parametrize("workers", ["0", "1"])
+async def test_a_failing_node_ends_the_process(tmp_path: Path, workers: str) -> None:
+    with launched(tmp_path, "--workers", workers) as running:
         with contextlib.suppress(trio.BrokenResourceError, AssertionError):
             await running.ask(b"GET /fail HTTP/1.1\r\nHost: a\r\n\r\n")
-        assert running.wait(10) != 0
+        status = running.wait(10)
+        assert status != 0 or workers == "1"  # with a child, hypercorn 0.18 forgets its status (`run` joins the children twice)
         assert "No space left on device" in running.log.read_text()
 
 
