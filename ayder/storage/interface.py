@@ -34,7 +34,7 @@ class RunEntry(NamedTuple):
 
     base_offset: int
     """Offset of the run's first record, assigned when the run was applied."""
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which has no use here
     bytes_before: int
     """Record bytes (values + keys) the partition had ever taken before this run: differences say what a range weighs."""
     log_time_ms: int
@@ -159,7 +159,10 @@ class LogStore(Protocol):
         ...
 
     def rewrite_segment(self, segment_id: int, log_starts: Mapping[int, int]) -> int:
-        """Replace a sealed segment by one without its dead runs: written aside, fsync, rename, fsync directory. Returns bytes freed."""
+        """Replace a sealed segment by one without its dead runs: written aside, fsync, rename, fsync directory.
+
+        Returns bytes freed.
+        """
         ...
 
     def verify(self) -> list[str]:

@@ -18,6 +18,7 @@ import attrs
 
 from ayder.entries import HardState, LogIndex, Term
 from ayder.errors import CorruptLog
+from ayder.storage.files import remove_if_there
 from ayder.storage.footer import TRAILER_BYTES, Trailer
 from ayder.storage.frame import FRAME_HEADER_BYTES, HARD_STATE, decode_hard_state, scan_frames
 from ayder.storage.meta import DROPPED_FILE, META_FILE, DroppedSegments, MetaState
@@ -136,6 +137,10 @@ class _Recovery:
         self._log = Recovered()
         self._chain = 0
         """Checksum of the log's last frame so far."""
+        self._floor = 1
+        """The lowest index that a frame of an unsealed segment may replace."""
+        self._void_from = 0
+        """From here to where the unsealed segments begin, entries stood in a sealed segment, and are void; 0: there are none."""
 
     def run(self, listing: Listing) -> Recovered:
         ids = listing.segments
@@ -150,6 +155,8 @@ class _Recovery:
             leftovers.append(segment_name(segment_id))  # a roll that did not get as far as being used
         if not self._log.unsealed and (self._mark.segment_id or self._log.sealed):
             raise self._lost(newest, "the open segment is missing")
+        if self._void_from:
+            raise self._lost(newest, f"entries from {self._void_from} on were replaced, and the new ones are missing")
         self._finish(leftovers)
         self._log.report.warnings += [f"{self._directory}/{name} is not part of the log: ignored" for name in listing.strangers]
         return self._log
@@ -157,7 +164,7 @@ class _Recovery:
     def _finish(self, leftovers: list[str]) -> None:
         """The log is whole: only now is anything changed. What a stopped process left in the page cache is made durable."""
         for name in leftovers:
-            self._files.unlink(f"{self._directory}/{name}")
+            remove_if_there(self._files, f"{self._directory}/{name}")  # making a new meta file took its own leftover away
             self._log.report.warnings.append(f"{self._directory}/{name} was left by interrupted work: removed")
         if self._log.unsealed:
             self._cut_tail(self._log.unsealed[-1])
@@ -245,8 +252,7 @@ class _Recovery:
                 self._follow(segment_id, header.chain_in)
                 if frame.kind != HARD_STATE:
                     raise self._lost(segment_id, "the segment does not begin with the hard state")
-                if self._gap_before(segment_id):
-                    log.last_index = header.next_index - 1
+                self._begin_at(segment_id, header.next_index - 1)
             if frame.kind == HARD_STATE:
                 log.hard_state = decode_hard_state(frame.term, payload)
             else:
@@ -263,14 +269,29 @@ class _Recovery:
         self._chain = segment.tail_chain
         return segment
 
+    def _begin_at(self, segment_id: int, last_index: LogIndex) -> None:
+        """The log reached ``last_index`` when this segment was begun.
+
+        A sealed segment before it may know fewer entries: those that a *later* segment replaced were void when it was sealed.
+        """
+        log = self._log
+        if not log.unsealed and not self._gap_before(segment_id):
+            self._floor = log.last_index + 1
+            self._void_from = self._floor if last_index > log.last_index else 0
+        elif log.unsealed and last_index != log.last_index:
+            raise self._lost(segment_id, f"the segment begins after entry {last_index}, the one before it ends with {log.last_index}")
+        log.last_index = last_index
+
     def _replay(self, segment: UnsealedSegment, index: int, term: int, position: int, log_time_ms: int) -> None:
         log = self._log
         if index <= log.last_index:
-            if index < (log.unsealed or [segment])[0].start:
+            if index < self._floor:
                 raise self._lost(segment.segment_id, f"the frame at byte {position} replaces entry {index} of a sealed segment")
             for other in (*log.unsealed, segment):
                 other.cut(index)
             log.terms.cut(index)
+            if index <= self._void_from:
+                self._void_from = 0
         elif index != log.last_index + 1:
             raise self._lost(segment.segment_id, f"entry {index} at byte {position} follows entry {log.last_index}")
         segment.add(index, position, log_time_ms)

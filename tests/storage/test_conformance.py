@@ -410,6 +410,27 @@ def test_empty_segments_after_a_replaced_suffix_are_sealed_and_read_past(backend
     store.close()
 
 
+def test_void_entries_between_a_sealed_segment_and_the_ones_that_replace_them(backend: Backend) -> None:
+    """The oldest segment is sealed with one entry; the next segments still begin with what stood after its void ones."""
+    store = backend.open(segment_bytes=1 << 20, segment_blocks=5)
+    old = fill(store, 18)
+    entries = [old[0], *fill(store, 9, first=2, term=2)]
+    applied = replay(store, entries)
+    store.seal(1, applied.ends_at[1])
+    for _ in range(2):
+        check_entries(store, entries)
+        check_runs(store, applied)
+        store.close()
+        store = backend.open(segment_bytes=1 << 20, segment_blocks=5)
+        replay(store, entries)
+    seal_all(store, applied)
+    store.drop_segment(1)
+    store.close()
+    store = backend.open(segment_bytes=1 << 20, segment_blocks=5)
+    check_entries(store, entries)
+    store.close()
+
+
 # -- against the model, at random ---------------------------------------------------------------------------------
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(kind=st.sampled_from(KINDS[1:]), seed=st.integers(0, 2**32), size=st.integers(150, 3000), partitions=st.integers(1, 40))

@@ -1,0 +1,169 @@
+"""Every disk that a power cut may leave behind is opened and judged (RELIABILITY 3.5-1), and the judge is shown to say no."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from ayder.errors import CorruptLog
+from ayder.storage import maintenance, upkeep
+from ayder.storage.aof import AofLogStore
+from ayder.storage.meta import MetaFile
+from ayder.storage.segment import SegmentWriter
+from tests.storage.crash_workload import LOG, Workload, soak_workloads
+from tests.storage.disks import RecordingFiles, crash_images
+
+IMAGES = 100
+STEPS = 40
+BATCHES = 8
+
+
+def judge_all(seed: int, *, images: int = IMAGES, deaf: tuple[str, ...] = (), steps: int = STEPS) -> int:
+    """Run a workload, judge the disks of about ``images`` crashes; how many there were."""
+    files = RecordingFiles(deaf=deaf)
+    workload = Workload(seed, files)
+    workload.run(steps)
+    count = 0
+    for done, disk in crash_images(RecordingFiles(), files.operations, random.Random(seed), images):
+        try:
+            workload.judge(done, disk)
+        except Exception as error:
+            error.add_note(f"workload {seed}, crash after {done} of {len(files.operations)} operations")
+            raise
+        count += 1
+    return count
+
+
+@pytest.mark.parametrize("batch", range(BATCHES))
+def test_every_crash_leaves_a_disk_that_holds_what_was_acknowledged_and_nothing_else(batch: int) -> None:
+    workloads = range(batch, soak_workloads(200), BATCHES)
+    judged = sum(judge_all(seed) for seed in workloads)
+    assert judged > 60 * len(workloads)  # not vacuous
+
+
+def test_a_crash_during_recovery_is_recovered_from() -> None:
+    """The disk after a crash is opened, the power goes again on the way, and again the judge must agree."""
+    judged = 0
+    for seed in range(1000, 1000 + soak_workloads(200) // 10):
+        files = RecordingFiles()
+        workload = Workload(seed, files)
+        workload.run(STEPS)
+        for done, first in crash_images(RecordingFiles(), files.operations, random.Random(seed), 15):
+            start = RecordingFiles({number: bytes(data) for number, data in first.inodes.items()}, first.names)
+            AofLogStore.open(LOG, workload.options, monotonic_ns=lambda: 0, files=first)
+            for _, second in crash_images(start, first.operations, random.Random(seed), 10):
+                workload.judge(done, second)
+                judged += 1
+    assert judged > 500
+
+
+# -- the judge must be able to say no ---------------------------------------------------------------------------------
+def assert_red(images: int = 150, **how: Any) -> None:
+    for seed in range(12):
+        try:
+            judge_all(seed, images=images, steps=60, **how)
+        except (AssertionError, CorruptLog, LookupError, OSError):
+            return
+    pytest.fail("nothing noticed")
+
+
+@pytest.mark.parametrize("call", ["fdatasync", "fsync", "fsync_dir"])
+def test_a_disk_that_lies_about_a_sync_is_noticed(call: str) -> None:
+    assert_red(deaf=(call,))
+
+
+def test_a_store_that_writes_the_watermark_before_the_sync_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = SegmentWriter.write
+
+    def write(self: Any, buffers: Any, length: int) -> None:
+        store = holder[0]
+        segment = store._open
+        tail, chain = segment.tail, segment.tail_chain
+        segment.tail, segment.tail_chain = tail + length, int.from_bytes(buffers[-2][4:8], "little") if len(buffers) > 1 else chain
+        store._save_watermark(sync=True)
+        segment.tail, segment.tail_chain = tail, chain
+        real(self, buffers, length)
+
+    holder: list[Any] = []
+    real_start = AofLogStore._start
+
+    def start(self: Any, log: Any) -> None:
+        real_start(self, log)
+        holder[:] = [self]
+
+    monkeypatch.setattr(AofLogStore, "_start", start)
+    monkeypatch.setattr(SegmentWriter, "write", write)
+    assert_red()
+
+
+def test_a_roll_that_forgets_the_directory_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = SegmentWriter.create
+
+    def create(files: Any, *rest: Any) -> SegmentWriter:
+        class NoDirectorySync:
+            def __getattr__(self, name: str) -> Any:
+                return (lambda path: None) if name == "fsync_dir" else getattr(files, name)
+
+        writer = real(NoDirectorySync(), *rest)  # type: ignore[arg-type]
+        writer._files = files
+        return writer
+
+    monkeypatch.setattr(SegmentWriter, "create", create)
+    assert_red()
+
+
+def test_a_seal_whose_trailer_does_not_wait_for_the_footer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = maintenance.seal_file
+
+    def seal_file(files: Any, *rest: Any) -> Any:
+        syncs = []
+
+        class OneSyncOnly:
+            def __getattr__(self, name: str) -> Any:
+                if name == "fsync" and not syncs:
+                    return syncs.append
+                return getattr(files, name)
+
+        return real(OneSyncOnly(), *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(upkeep.maintenance, "seal_file", seal_file)
+    assert_red(images=600)
+
+
+def test_a_rewrite_that_renames_before_its_sync_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = maintenance.rewrite_into
+
+    def rewrite_into(files: Any, *rest: Any) -> Any:
+        class NoSync:
+            def __getattr__(self, name: str) -> Any:
+                return (lambda fd: None) if name == "fsync" else getattr(files, name)
+
+        return real(NoSync(), *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(upkeep.maintenance, "rewrite_into", rewrite_into)
+    assert_red(images=600)
+
+
+def test_a_drop_that_does_not_write_down_what_it_drops_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ayder.storage.meta.DroppedSegments.add", lambda self, segment_id: self._ranges.append((segment_id, segment_id)))
+    assert_red()
+
+
+def test_a_meta_file_that_rewrites_its_only_good_slot_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = MetaFile.save
+
+    def save(self: MetaFile, state: Any, *, sync: bool) -> None:
+        self._stable = 1
+        real(self, state, sync=sync)
+
+    monkeypatch.setattr(MetaFile, "save", save)
+    # A slot is one sector, so only a disk that tears inside a sector tells the difference.
+    monkeypatch.setattr("tests.storage.disks.SECTOR", 100)
+    assert_red(images=600)
+
+
+def test_without_a_mutation_the_same_workloads_are_green() -> None:
+    for seed in range(4):
+        judge_all(seed, images=300, steps=60)
