@@ -145,8 +145,9 @@ class Broker:
             raise AyderError(
                 ErrorCode.PARTITION_NOT_FOUND,
                 f"topic {topic.name!r} has partitions 0 to {len(topic.partitions) - 1}, not {number}",
-                topic=topic.name, partition=number,
-            )  # fmt: skip
+                topic=topic.name,
+                partition=number,
+            )
         return topic.partitions[number]
 
     def choose_partition(self, topic: Topic, key: bytes) -> int:
@@ -178,9 +179,7 @@ class Broker:
         run = encode_records(topic.topic_id, partition, records, producer=producer)
         self.produce_run(topic.partitions[partition].uid, run, waiter)
 
-    def produce_batch(
-        self, runs: Sequence[tuple[int, bytes]], waiters: Sequence[AppendWaiter], *, producer: bytes = b""
-    ) -> None:
+    def produce_batch(self, runs: Sequence[tuple[int, bytes]], waiters: Sequence[AppendWaiter], *, producer: bytes = b"") -> None:
         """Runs of several partitions in one block, so that all of them or none is taken. One waiter a run."""
         block = self.admit(sum(len(run) for _, run in runs) + _BLOCK_SLACK_BYTES * (len(runs) + 1) + len(producer))
         before = block.size_bytes

@@ -86,9 +86,15 @@ def image_of(
 ) -> StateImage:
     """Copy the living state into an image. Cost: one small object a partition, one a remembered key is shared, not copied."""
     return StateImage(
-        index, term, log_time_ms, state_hash, catalogue.next_topic_id, catalogue.default_retention,
-        [_topic_image(topic) for topic in catalogue.by_id.values()], groups.committed,
-    )  # fmt: skip
+        index,
+        term,
+        log_time_ms,
+        state_hash,
+        catalogue.next_topic_id,
+        catalogue.default_retention,
+        [_topic_image(topic) for topic in catalogue.by_id.values()],
+        groups.committed,
+    )
 
 
 def _topic_image(topic: Topic) -> TopicImage:
@@ -97,9 +103,17 @@ def _topic_image(topic: Topic) -> TopicImage:
         for p in topic.partitions
     ]
     return TopicImage(
-        topic.topic_id, topic.name, topic.storage, topic.write_mode, topic.retention, topic.partition_retention,
-        topic.idempotency_window_entries, topic.idempotency_window_ms, topic.created_index, partitions,
-    )  # fmt: skip
+        topic.topic_id,
+        topic.name,
+        topic.storage,
+        topic.write_mode,
+        topic.retention,
+        topic.partition_retention,
+        topic.idempotency_window_entries,
+        topic.idempotency_window_ms,
+        topic.created_index,
+        partitions,
+    )
 
 
 def catalogue_of(image: StateImage) -> TopicCatalogue:
@@ -109,16 +123,28 @@ def catalogue_of(image: StateImage) -> TopicCatalogue:
         entries, window_ms = topic.idempotency_window_entries, topic.idempotency_window_ms
         partitions = [
             Partition(
-                partition_uid(topic.topic_id, number), IdempotencyWindow(entries, window_ms, p.seen),
-                p.next_offset, p.log_start_offset, p.bytes_taken, p.bytes_before_start,
+                partition_uid(topic.topic_id, number),
+                IdempotencyWindow(entries, window_ms, p.seen),
+                p.next_offset,
+                p.log_start_offset,
+                p.bytes_taken,
+                p.bytes_before_start,
             )
             for number, p in enumerate(topic.partitions)
-        ]  # fmt: skip
+        ]
         catalogue.add(
             Topic(
-                TopicId(topic.topic_id), topic.name, topic.storage, topic.write_mode, topic.retention,
-                dict(topic.partition_retention), entries, window_ms, partitions, topic.created_index,
-            )  # fmt: skip
+                TopicId(topic.topic_id),
+                topic.name,
+                topic.storage,
+                topic.write_mode,
+                topic.retention,
+                dict(topic.partition_retention),
+                entries,
+                window_ms,
+                partitions,
+                topic.created_index,
+            )
         )
     return catalogue
 

@@ -126,7 +126,14 @@ class BatchHead(msgspec.Struct, array_like=True, frozen=True):
 
 Command = BatchHead | CreateTopic | DeleteTopic | CommitOffsets | SetRetention | TrimPartitions
 
-_TAGS: Final[dict[type[Command], int]] = {CreateTopic: 2, DeleteTopic: 3, CommitOffsets: 4, SetRetention: 5, TrimPartitions: 6, BatchHead: 7}
+_TAGS: Final[dict[type[Command], int]] = {
+    CreateTopic: 2,
+    DeleteTopic: 3,
+    CommitOffsets: 4,
+    SetRetention: 5,
+    TrimPartitions: 6,
+    BatchHead: 7,
+}
 _DECODERS: Final[dict[int, msgspec.msgpack.Decoder[Command]]] = {
     tag: msgspec.msgpack.Decoder(kind) for kind, tag in _TAGS.items()
 }

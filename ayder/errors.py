@@ -61,12 +61,14 @@ class ErrorCode(enum.Enum):
     @property
     def wire(self) -> str:
         """The string in the ``error`` field of an answer."""
-        return self.value[0]
+        return str(self.value[0])
 
     @property
     def outcome(self) -> Outcome:
         """Whether the operation surely did not happen."""
-        return self.value[1]
+        outcome = self.value[1]
+        assert isinstance(outcome, Outcome)
+        return outcome
 
 
 class AyderError(Exception):
@@ -83,7 +85,7 @@ class AyderError(Exception):
 
 
 class StoragePoisoned(Exception):
-    """A write or a sync failed, so what the disk holds is no longer known: the store takes nothing more and the node must exit."""
+    """A write or a sync failed: nobody knows what the disk holds, the store takes nothing more, the node must exit."""
 
 
 class CorruptLog(Exception):

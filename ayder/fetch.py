@@ -22,13 +22,15 @@ from ayder.broker import Broker
 from ayder.errors import AyderError, ErrorCode
 from ayder.partition import Partition
 from ayder.run_cache import CachedRun, RunCache
+from ayder.runs import Run, merge_runs
 from ayder.storage.interface import RunRead
 
-__all__ = ["Fetcher", "Page", "Slice"]
+__all__ = ["Fetcher", "Page", "Slice", "coalesce"]
 
 _READ_AHEAD_RECORDS = 1000
 _READ_AHEAD_BYTES = 256 << 10
 _COLD_READERS = 2
+_SMALL_RUN_RECORDS = 100
 
 
 class Slice:
@@ -104,21 +106,23 @@ class Fetcher:
         start = max(offset, partition.log_start_offset)
         self.cold_reads += 1
         read = partial(
-            self._broker.store.read_runs, partition.uid, start,
-            max_records=max(limit, _READ_AHEAD_RECORDS), max_bytes=max(max_bytes, _READ_AHEAD_BYTES),
-        )  # fmt: skip
-        runs = await trio.to_thread.run_sync(read, limiter=self._limiter)
+            self._broker.store.read_runs,
+            partition.uid,
+            start,
+            max_records=max(limit, _READ_AHEAD_RECORDS),
+            max_bytes=max(max_bytes, _READ_AHEAD_BYTES),
+        )
+        runs = await trio.to_thread.run_sync(lambda: coalesce(read()), limiter=self._limiter)
         return self._page_of(partition, runs, start, limit, max_bytes)
 
-    def _page_of(self, partition: Partition, runs: list[RunRead], start: int, limit: int, max_bytes: int) -> Page:
+    def _page_of(self, partition: Partition, runs: list[CachedRun], start: int, limit: int, max_bytes: int) -> Page:
         log_start, end = partition.log_start_offset, partition.next_offset
         if log_start > start:  # retention overtook the read: what was read may be gone, begin where the log now does
             start = log_start
         page = Page(partition.uid, start, start, log_start, end, [])
         at, stop, bytes_left = start, min(end, start + limit), max_bytes
         full = False
-        for entry, data in runs:
-            cached = CachedRun(entry.base_offset, entry.count, entry.log_time_ms, data, 0, len(data))
+        for cached in runs:
             self._read_cache.add(partition.uid, cached)
             if full or at >= stop or not cached.base_offset <= at < cached.end_offset:
                 continue
@@ -130,9 +134,7 @@ class Fetcher:
             at = cached.base_offset + piece.last
             full = bytes_left <= 0
         if at == start < stop and log_start <= start:
-            raise AyderError(
-                ErrorCode.STORAGE_DAMAGED, f"offset {start} is retained but the log does not hold it", offset=start
-            )
+            raise AyderError(ErrorCode.STORAGE_DAMAGED, f"offset {start} is retained but the log does not hold it", offset=start)
         page.next_offset = at
         return page
 
@@ -153,6 +155,38 @@ class Fetcher:
         if entry is None:
             return partition.next_offset
         return max(entry.base_offset, partition.log_start_offset)
+
+
+def coalesce(reads: list[RunRead]) -> list[CachedRun]:
+    """What was read, with neighbouring small runs made one: a page then costs by its records, not by how they were produced."""
+    cached: list[CachedRun] = []
+    small: list[tuple[RunRead, Run]] = []
+
+    def merge() -> None:
+        if len(small) > 1:
+            data = merge_runs([(run, read.entry.log_time_ms) for read, run in small])
+            first = small[0][0].entry
+            cached.append(CachedRun(first.base_offset, Run(data).count, first.log_time_ms, data, 0, len(data)))
+        elif small:
+            cached.append(_cached(small[0][0]))
+        small.clear()
+
+    for read in reads:
+        run = Run(read.data)
+        if run.flags or run.count > _SMALL_RUN_RECORDS:
+            merge()
+            cached.append(_cached(read))
+            continue
+        if small and small[-1][0].entry.base_offset + small[-1][1].count != read.entry.base_offset:
+            merge()
+        small.append((read, run))
+    merge()
+    return cached
+
+
+def _cached(read: RunRead) -> CachedRun:
+    entry = read.entry
+    return CachedRun(entry.base_offset, entry.count, entry.log_time_ms, read.data, 0, len(read.data))
 
 
 def _cut(cached: CachedRun, at: int, stop: int, bytes_left: int, *, first_of_page: bool) -> tuple[Slice | None, int]:

@@ -51,7 +51,9 @@ class _Limit:
 class LogCleaner:
     """See the module header. ``clock_ms`` is the wall clock, milliseconds since 1970."""
 
-    def __init__(self, *, broker: Broker, checkpoints: CheckpointStore, collectable_index: LogIndex, clock_ms: Callable[[], int]) -> None:
+    def __init__(
+        self, *, broker: Broker, checkpoints: CheckpointStore, collectable_index: LogIndex, clock_ms: Callable[[], int]
+    ) -> None:
         self._broker = broker
         self._store: LogStore = broker.store
         self._checkpoints = checkpoints
@@ -127,12 +129,19 @@ class LogCleaner:
             max_bytes, ttl_ms = retention.max_bytes or 0, retention.ttl_ms or 0
             horizon_ms = now_ms - ttl_ms if ttl_ms else 0
             oversize = max_bytes and partition.retained_bytes > max_bytes
-            if partition.log_start_offset < partition.next_offset and (oversize or (ttl_ms and self._may_expire(partition, horizon_ms))):
+            if partition.log_start_offset < partition.next_offset and (
+                oversize or (ttl_ms and self._may_expire(partition, horizon_ms))
+            ):
                 due.append(
                     _Limit(
-                        partition.uid, partition.log_start_offset, partition.next_offset, partition.bytes_taken,
-                        partition.retained_bytes, horizon_ms, max_bytes,
-                    )  # fmt: skip
+                        partition.uid,
+                        partition.log_start_offset,
+                        partition.next_offset,
+                        partition.bytes_taken,
+                        partition.retained_bytes,
+                        horizon_ms,
+                        max_bytes,
+                    )
                 )
         return due
 
@@ -216,7 +225,9 @@ class LogCleaner:
             freed = 0
             for info in self._store.segments():
                 if info.sealed and info.last_index <= self.collectable_index:
-                    freed += await trio.to_thread.run_sync(partial(self._collect_segment, info.segment_id, info.size_bytes, log_starts))
+                    freed += await trio.to_thread.run_sync(
+                        partial(self._collect_segment, info.segment_id, info.size_bytes, log_starts)
+                    )
             return freed
 
     def _collect_segment(self, segment_id: int, size_bytes: int, log_starts: dict[int, int]) -> int:

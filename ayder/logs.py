@@ -30,8 +30,11 @@ class _TextFormatter(logging.Formatter):
 class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         event: dict[str, object] = {
-            "time": record.created, "level": record.levelname.lower(), "logger": record.name, "event": record.getMessage()
-        }  # fmt: skip
+            "time": record.created,
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+        }
         event |= _fields(record)
         if record.exc_info:
             event["exception"] = self.formatException(record.exc_info)

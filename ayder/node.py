@@ -111,9 +111,14 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
         checkpoint_index = _restore(broker, store, checkpoints)
         node = _build(config, broker, store, checkpoints, _older(checkpoints, checkpoint_index))
         logger.info(
-            "opened", extra={"data": config.storage.data_dir, "checkpoint_index": checkpoint_index, "last_index": store.last_index,
-                             "seconds": round(time.perf_counter() - started, 3)},
-        )  # fmt: skip
+            "opened",
+            extra={
+                "data": config.storage.data_dir,
+                "checkpoint_index": checkpoint_index,
+                "last_index": store.last_index,
+                "seconds": round(time.perf_counter() - started, 3),
+            },
+        )
         async with trio.open_nursery() as raft_nursery:
             await raft_nursery.start(node.driver.run)
             async with trio.open_nursery() as cleaner_nursery:
@@ -136,13 +141,18 @@ def _open_storage(config: Config, files: ExitStack) -> tuple[Any, Any]:
     backend = log_store_backend(storage.log)
     directory = Path(storage.data_dir)
     if storage.log == "memory":
-        return backend.store.open(directory, backend.make_options(attrs.asdict(storage)), monotonic_ns=time.monotonic_ns), MemoryCheckpointStore()
+        return backend.store.open(
+            directory, backend.make_options(attrs.asdict(storage)), monotonic_ns=time.monotonic_ns
+        ), MemoryCheckpointStore()
     files.enter_context(DirectoryLock(directory))
     checkpoints = FileCheckpointStore(directory / "checkpoints")
     store = backend.store.open(
-        directory / "log", backend.make_options(attrs.asdict(storage)), monotonic_ns=time.monotonic_ns,
-        node_id=config.raft.node_id, cluster_id=os.urandom(16).hex(),
-    )  # fmt: skip
+        directory / "log",
+        backend.make_options(attrs.asdict(storage)),
+        monotonic_ns=time.monotonic_ns,
+        node_id=config.raft.node_id,
+        cluster_id=os.urandom(16).hex(),
+    )
     files.callback(store.close)
     return store, checkpoints
 
@@ -187,9 +197,15 @@ def _build(config: Config, broker: Broker, store: Any, checkpoints: Any, collect
     cleaner = LogCleaner(broker=broker, checkpoints=checkpoints, collectable_index=collectable_index, clock_ms=wall_clock_ms)
     node = Node(config, broker, driver, cleaner, metrics)
     context = Context(
-        config=config, broker=broker, fetcher=Fetcher(broker), cleaner=cleaner, authenticator=Authenticator(config.auth),
-        rate_limiter=RateLimiter(enabled=config.auth.rate_limits), metrics=metrics, node=node,
-    )  # fmt: skip
+        config=config,
+        broker=broker,
+        fetcher=Fetcher(broker),
+        cleaner=cleaner,
+        authenticator=Authenticator(config.auth),
+        rate_limiter=RateLimiter(enabled=config.auth.rate_limits),
+        metrics=metrics,
+        node=node,
+    )
     node.application = HttpApplication(context, ROUTES)
     return node
 

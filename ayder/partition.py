@@ -88,4 +88,6 @@ class Partition:
         return self.bytes_taken - self.bytes_before_start
 
     def __repr__(self) -> str:
-        return f"Partition({self.uid >> 16}/{self.uid & 0xFFFF} {self.log_start_offset}..{self.next_offset} {self.retained_bytes} B)"
+        return (
+            f"Partition({self.uid >> 16}/{self.uid & 0xFFFF} {self.log_start_offset}..{self.next_offset} {self.retained_bytes} B)"
+        )

@@ -27,7 +27,19 @@ import crc32c
 from ayder.errors import CorruptLog
 from ayder.records import PartitionUid, Record, partition_uid
 
-__all__ = ["HEADERS", "KEYS", "RUN_HEADER_BYTES", "TIMESTAMPS", "Run", "decode_headers", "encode_records", "encode_run", "encode_values", "run_length"]
+__all__ = [
+    "HEADERS",
+    "KEYS",
+    "RUN_HEADER_BYTES",
+    "TIMESTAMPS",
+    "Run",
+    "decode_headers",
+    "encode_records",
+    "encode_run",
+    "encode_values",
+    "merge_runs",
+    "run_length",
+]
 
 RUN_VERSION = 1
 KEYS, HEADERS, TIMESTAMPS = 1, 2, 4
@@ -55,9 +67,20 @@ def encode_run(
 ) -> bytes:
     """Join the parts of a run and put its header with the checksum before them."""
     head = _AFTER_CRC.pack(
-        RUN_VERSION, flags, gap, 0, topic_id, partition, count, len(values), len(keys), len(headers), len(producer), 0,
+        RUN_VERSION,
+        flags,
+        gap,
+        0,
+        topic_id,
+        partition,
+        count,
+        len(values),
+        len(keys),
+        len(headers),
+        len(producer),
+        0,
         len(values) - gap * max(0, count - 1) + len(keys),
-    )  # fmt: skip
+    )
     body = b"".join((head, producer, columns, keys, headers, values))
     return crc32c.crc32c(body).to_bytes(4, "little") + body
 
@@ -84,15 +107,39 @@ def encode_records(topic_id: int, partition: int, records: Sequence[Record], *, 
         flags |= TIMESTAMPS
         columns += array("q", (-1 if record.timestamp_ms is None else record.timestamp_ms for record in records)).tobytes()
     return encode_run(
-        topic_id, partition, len(records), columns, b"".join(record.value for record in records),
-        flags=flags, keys=b"".join(keys), headers=b"".join(headers), producer=producer,
-    )  # fmt: skip
+        topic_id,
+        partition,
+        len(records),
+        columns,
+        b"".join(record.value for record in records),
+        flags=flags,
+        keys=b"".join(keys),
+        headers=b"".join(headers),
+        producer=producer,
+    )
+
+
+def merge_runs(runs: Sequence[tuple[Run, int]]) -> bytes:
+    """One run of the records of consecutive runs without columns of their own; each keeps its log time as its timestamp.
+
+    What a producer of one record a block leaves behind is read back as if it had come in a batch.
+    """
+    values: list[bytes] = []
+    times: list[int] = []
+    for run, log_time_ms in runs:
+        assert not run.flags, run.flags
+        values += run.values(0, run.count)
+        times += [log_time_ms] * run.count
+    uid = runs[0][0].uid
+    columns = array("I", accumulate(map(len, values))).tobytes() + array("q", times).tobytes()
+    return encode_run(uid >> 16, uid & 0xFFFF, len(values), columns, b"".join(values), flags=TIMESTAMPS)
 
 
 def run_length(head: bytes | memoryview, position: int = 0) -> int:
     """Bytes of the run whose header starts at ``position``."""
     _, _, flags, _, _, _, _, count, values, keys, headers, producer, _, _ = _HEADER.unpack_from(head, position)
-    return RUN_HEADER_BYTES + producer + _columns_length(flags, count) + keys + headers + values
+    length: int = RUN_HEADER_BYTES + producer + keys + headers + values
+    return length + _columns_length(flags, count)
 
 
 def _columns_length(flags: int, count: int) -> int:
@@ -103,24 +150,49 @@ def _columns_length(flags: int, count: int) -> int:
 class Run:
     """A run read back: its columns as lists, made when first asked for. ``data`` starts at the CRC."""
 
-    __slots__ = ("_columns_at", "_ends", "_values_at", "count", "data", "flags", "gap", "headers_length",
-                 "keys_length", "producer", "record_bytes", "uid", "values_length")  # fmt: skip
+    __slots__ = (
+        "_columns_at",
+        "_ends",
+        "_values_at",
+        "count",
+        "data",
+        "flags",
+        "gap",
+        "headers_length",
+        "keys_length",
+        "producer",
+        "record_bytes",
+        "uid",
+        "values_length",
+    )
 
     def __init__(self, data: bytes) -> None:
         """Raises ``CorruptLog`` when the bytes cannot be a run."""
         if len(data) < RUN_HEADER_BYTES:
             raise CorruptLog(f"a run of {len(data)} bytes has no room for its header")
-        (_, version, self.flags, self.gap, _, topic_id, partition, self.count, self.values_length, self.keys_length,
-         self.headers_length, producer_length, _, self.record_bytes) = _HEADER.unpack_from(data)  # fmt: skip
+        (
+            _,
+            version,
+            self.flags,
+            self.gap,
+            _,
+            topic_id,
+            partition,
+            self.count,
+            self.values_length,
+            self.keys_length,
+            self.headers_length,
+            producer_length,
+            _,
+            self.record_bytes,
+        ) = _HEADER.unpack_from(data)
         if version != RUN_VERSION:
             raise CorruptLog(f"run version {version}: this release reads version {RUN_VERSION}")
         self.data = data
         self.uid: PartitionUid = partition_uid(topic_id, partition)
         self._columns_at = RUN_HEADER_BYTES + producer_length
         self.producer = data[RUN_HEADER_BYTES : self._columns_at]
-        self._values_at = (
-            self._columns_at + _columns_length(self.flags, self.count) + self.keys_length + self.headers_length
-        )
+        self._values_at = self._columns_at + _columns_length(self.flags, self.count) + self.keys_length + self.headers_length
         if self.count < 1 or self._values_at + self.values_length != len(data):
             raise CorruptLog(f"a run of {self.count} records says {self._values_at + self.values_length} bytes, has {len(data)}")
         self._ends: list[int] | None = None
@@ -150,7 +222,9 @@ class Run:
     def values(self, first: int, last: int) -> list[bytes]:
         """The values of records ``first..last-1``."""
         data, at, gap, ends = self.data, self._values_at, self.gap, self.ends
-        starts = [at + end + gap for end in ends[first - 1 : last - 1]] if first else [at, *(at + e + gap for e in ends[: last - 1])]
+        starts = (
+            [at + end + gap for end in ends[first - 1 : last - 1]] if first else [at, *(at + e + gap for e in ends[: last - 1])]
+        )
         return [data[start : at + end] for start, end in zip(starts, ends[first:last], strict=True)]
 
     def keys(self, first: int, last: int) -> list[bytes]:
@@ -177,7 +251,8 @@ class Run:
         if i <= 0:
             return 0
         key_bytes = self._column(1, i)[i - 1] if self.flags & KEYS else 0
-        return self.ends[i - 1] - self.gap * (i - 1) + key_bytes
+        value_bytes: int = self.ends[i - 1] - self.gap * (i - 1)
+        return value_bytes + key_bytes
 
     def _blobs(self, word: int, at: int, first: int, last: int) -> list[bytes]:
         ends = self._column(word, last)
@@ -192,7 +267,11 @@ class Run:
         view = memoryview(self.data)
         start = self._end_at(0, first - 1) + self.gap if first else 0
         at = self._columns_at
-        return view[at + 4 * first : at + 4 * last], view[self._values_at + start : self._values_at + self._end_at(0, last - 1)], start
+        return (
+            view[at + 4 * first : at + 4 * last],
+            view[self._values_at + start : self._values_at + self._end_at(0, last - 1)],
+            start,
+        )
 
     def blob_columns(self, flag: int, first: int, last: int) -> tuple[memoryview, memoryview, int]:
         """The same for the keys (``KEYS``) or the headers (``HEADERS``), which the run must have."""

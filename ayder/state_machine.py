@@ -45,7 +45,7 @@ class Appended(NamedTuple):
     """A run was taken, or recognised: ``duplicate`` answers with what its first use got."""
 
     base_offset: int
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which has no use here
     log_index: int
     duplicate: bool
 
@@ -93,7 +93,7 @@ class RunSink(Protocol):
 class _Batch:
     """An idempotent batch whose runs are being applied."""
 
-    __slots__ = ("first", "head", "left", "parts", "partition")
+    __slots__ = ("first", "head", "left", "partition", "parts")
 
     def __init__(self, head: BatchHead, partition: Partition, first: Seen | None) -> None:
         self.head = head
@@ -131,9 +131,13 @@ class StateMachine:
         """The state at ``applied_index`` as checkpoint bytes."""
         return encode_image(
             image_of(
-                self.catalogue, self.groups, index=self.applied_index, term=self.applied_term,
-                log_time_ms=self.log_time_ms, state_hash=self.state_hash,
-            )  # fmt: skip
+                self.catalogue,
+                self.groups,
+                index=self.applied_index,
+                term=self.applied_term,
+                log_time_ms=self.log_time_ms,
+                state_hash=self.state_hash,
+            )
         )
 
     def restore(self, data: bytes) -> None:
@@ -252,8 +256,10 @@ class StateMachine:
             return AyderError(
                 ErrorCode.TOPIC_EXISTS,
                 f"topic {command.name!r} exists with {len(existing.partitions)} partitions ({existing.storage})",
-                topic=command.name, partitions=len(existing.partitions), storage=existing.storage,
-            )  # fmt: skip
+                topic=command.name,
+                partitions=len(existing.partitions),
+                storage=existing.storage,
+            )
         return TopicChanged(existing, False)
 
     def _delete_topic(self, command: DeleteTopic) -> Result:
@@ -273,9 +279,7 @@ class StateMachine:
             if commit.offset >= partition.next_offset:
                 return _beyond_end("commit", commit.offset, partition)
         return Committed(
-            tuple(
-                self.groups.commit(c.group, c.topic_id << 16 | c.partition, c.offset, reset=c.reset) for c in command.commits
-            )
+            tuple(self.groups.commit(c.group, c.topic_id << 16 | c.partition, c.offset, reset=c.reset) for c in command.commits)
         )
 
     def _set_retention(self, command: SetRetention) -> Result:
@@ -294,9 +298,11 @@ class StateMachine:
             topic.partition_retention[command.partition] = merge_retention(own, command.retention)
         else:
             return AyderError(
-                ErrorCode.PARTITION_NOT_FOUND, f"topic {command.topic!r} has no partition {command.partition}",
-                topic=command.topic, partition=command.partition,
-            )  # fmt: skip
+                ErrorCode.PARTITION_NOT_FOUND,
+                f"topic {command.topic!r} has no partition {command.partition}",
+                topic=command.topic,
+                partition=command.partition,
+            )
         return TopicChanged(topic, True)
 
     def _trim(self, command: TrimPartitions) -> Result:
@@ -325,5 +331,7 @@ def _beyond_end(what: str, offset: int, partition: Partition) -> AyderError:
     return AyderError(
         ErrorCode.OFFSET_BEYOND_END,
         f"{what} at offset {offset} is beyond the end of the partition",
-        offset=offset, log_start_offset=partition.log_start_offset, high_watermark=partition.next_offset,
-    )  # fmt: skip
+        offset=offset,
+        log_start_offset=partition.log_start_offset,
+        high_watermark=partition.next_offset,
+    )

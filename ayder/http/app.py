@@ -106,10 +106,13 @@ class HttpApplication:
         if type(answer) is Response:
             return self._finish(request, answer)
         if isinstance(answer, Deferred):
-            answer.observer = partial(self._finish, request)
+            answer.observer = partial(self._observe_answer, request)
             return answer
         assert isinstance(answer, Work)
         return Work(partial(self._run, request, answer.run))
+
+    def _observe_answer(self, request: Request, response: Response) -> None:
+        self._finish(request, response)
 
     async def _run(self, request: Request, run: Callable[[], Awaitable[Response]]) -> Response:
         try:
@@ -146,9 +149,10 @@ class HttpApplication:
         error_id = uuid.uuid4().hex[:12]
         trace = request.headers.get(b"traceparent", b"").decode("latin-1")
         logger.error(
-            "unexpected error in a handler", exc_info=error,
+            "unexpected error in a handler",
+            exc_info=error,
             extra={"error_id": error_id, "method": request.method, "path": request.path.decode("latin-1"), "traceparent": trace},
-        )  # fmt: skip
+        )
         return self._error(AyderError(ErrorCode.INTERNAL, "an unexpected error; the log knows it by its id", error_id=error_id))
 
 
@@ -161,5 +165,7 @@ def _check_scope(principal: Principal, match: Match) -> None:
 
 def _no_match(request: Request, allowed: tuple[str, ...]) -> AyderError:
     if allowed:
-        return AyderError(ErrorCode.METHOD_NOT_ALLOWED, f"{request.method} is not among {', '.join(allowed)}", allow=list(allowed))
+        return AyderError(
+            ErrorCode.METHOD_NOT_ALLOWED, f"{request.method} is not among {', '.join(allowed)}", allow=list(allowed)
+        )
     return AyderError(ErrorCode.ROUTE_NOT_FOUND, "there is no such path; GET /openapi.json lists them")

@@ -130,7 +130,12 @@ async def _fetch(reader: _Reader) -> Response:
     deadline = trio.current_time() + options.wait_ms / 1000
     while True:
         page = await fetcher.fetch(partition, start, options.limit, options.max_bytes)
-        if page.slices or trio.current_time() >= deadline or not fetcher.is_live(partition) or reader.context.broker.shutting_down:
+        if (
+            page.slices
+            or trio.current_time() >= deadline
+            or not fetcher.is_live(partition)
+            or reader.context.broker.shutting_down
+        ):
             return _answer(reader, start, page)
         await fetcher.wait_for_records(partition, max(start, partition.log_start_offset), deadline)
 
@@ -186,8 +191,10 @@ def _check_not_below(partition: Partition, offset: int) -> None:
         raise AyderError(
             ErrorCode.OFFSET_OUT_OF_RANGE,
             f"offset {offset} is below the log start {partition.log_start_offset}: those records are no longer kept",
-            offset=offset, log_start_offset=partition.log_start_offset, high_watermark=partition.next_offset,
-        )  # fmt: skip
+            offset=offset,
+            log_start_offset=partition.log_start_offset,
+            high_watermark=partition.next_offset,
+        )
 
 
 # -- the answer ---------------------------------------------------------------------------------------------------
@@ -196,7 +203,7 @@ def _answer(reader: _Reader, asked: int, page: Page) -> Response:
     skipped = page.start_offset if page.start_offset > asked else None
     reader.context.metrics.records_out(reader.topic.topic_id, page.count)
     accept = reader.accept
-    if accept and b"json" not in accept or b"ndjson" in accept:
+    if (accept and b"json" not in accept) or b"ndjson" in accept:
         render = _renderer(accept)
         if render is not None:
             content_type, encode = render

@@ -116,5 +116,8 @@ class Application(Protocol):
         ...
 
     def refuse(self, code: str, message: str) -> Response:
-        """The answer for a request the front itself refuses (malformed head, limit, deadline); ``code`` is a member name of ``ErrorCode``."""
+        """The answer for a request the front itself refuses (malformed head, limit, deadline).
+
+        ``code`` is a member name of ``ErrorCode``.
+        """
         ...

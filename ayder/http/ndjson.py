@@ -28,7 +28,7 @@ _decode_string = msgspec.json.Decoder(str).decode
 class Lines(NamedTuple):
     """The parts of a run of lines: ``runs.encode_run`` takes them as they are."""
 
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which has no use here
     ends: bytes
     values: bytes
     gap: int
@@ -75,9 +75,11 @@ def _value(line: bytes) -> bytes:
 def _check_count(count: int, max_records: int) -> None:
     if count > max_records:
         raise AyderError(
-            ErrorCode.PAYLOAD_TOO_LARGE, f"a batch holds at most {max_records} records, this one {count}",
-            max_records=max_records, got_records=count,
-        )  # fmt: skip
+            ErrorCode.PAYLOAD_TOO_LARGE,
+            f"a batch holds at most {max_records} records, this one {count}",
+            max_records=max_records,
+            got_records=count,
+        )
     if count == 0:
         raise AyderError(ErrorCode.INVALID_REQUEST, "the body holds no record", parameter="body")
 

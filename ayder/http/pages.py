@@ -7,7 +7,8 @@ Frame, little-endian::
 
     u32 length of what follows | u32 partition | u64 base_offset | i64 log_time_ms | u32 count | u8 flags | u8 gap | u16 0
     u32 values_start | u32 keys_start | u32 headers_start
-    value_ends u32[count] | key_ends u32[count] if flags & 1 | header_ends u32[count] if flags & 2 | timestamps i64[count] if flags & 4
+    value_ends u32[count] | key_ends u32[count] if flags & 1 | header_ends u32[count] if flags & 2
+    timestamps i64[count] if flags & 4
     keys if flags & 1 | headers if flags & 2 | values
 
 Record ``i``'s value is ``values[value_ends[i-1] + gap - values_start : value_ends[i] - values_start]``, with 0 for the first
@@ -17,12 +18,13 @@ start; keys and headers likewise, without a gap.
 from __future__ import annotations
 
 import struct
+from itertools import repeat
 
 import msgspec
 
 from ayder.fetch import Page, Slice
 from ayder.records import partition_of
-from ayder.runs import HEADERS, KEYS, decode_headers
+from ayder.runs import HEADERS, KEYS, TIMESTAMPS, decode_headers
 
 __all__ = ["encode_messages", "render_binary", "render_json", "render_ndjson"]
 
@@ -55,10 +57,19 @@ _encoder = msgspec.json.Encoder()
 def render_json(page: Page, *, b64: bool, committed: int | None, extra: bytes = b"") -> bytes:
     """The old reply: ``messages`` and where the reader stands. ``extra`` is more fields, each beginning with a comma."""
     messages: list[_Base64Message] | list[_TextMessage] = _base64_messages(page) if b64 else _text_messages(page)
-    return b'{"messages":%b,"count":%d,"next_offset":%d,"committed_offset":%b,"truncated":%b,"log_start_offset":%d,"high_watermark":%d%b}' % (
-        _encoder.encode(messages), page.count, page.next_offset, b"null" if committed is None else b"%d" % committed,
-        b"true" if page.truncated else b"false", page.log_start_offset, page.high_watermark, extra,
-    )  # fmt: skip
+    return (
+        b'{"messages":%b,"count":%d,"next_offset":%d,"committed_offset":%b,"truncated":%b,"log_start_offset":%d,"high_watermark":%d%b}'
+        % (
+            _encoder.encode(messages),
+            page.count,
+            page.next_offset,
+            b"null" if committed is None else b"%d" % committed,
+            b"true" if page.truncated else b"false",
+            page.log_start_offset,
+            page.high_watermark,
+            extra,
+        )
+    )
 
 
 def render_ndjson(page: Page, *, b64: bool) -> bytes:
@@ -81,7 +92,11 @@ def _base64_messages(page: Page) -> list[_Base64Message]:
         base, time_ms = cached.base_offset, cached.log_time_ms
         values = run.values(first, last)
         if not run.flags:
-            messages += [_Base64Message(offset, partition, value, time_ms) for offset, value in enumerate(values, base + first)]
+            messages += map(_Base64Message, range(base + first, base + last), repeat(partition), values, repeat(time_ms))
+            continue
+        if run.flags == TIMESTAMPS:
+            offsets = range(base + first, base + last)
+            messages += map(_Base64Message, offsets, repeat(partition), values, _stamps(piece))
             continue
         for i, (value, key, headers, stamp) in enumerate(
             zip(values, run.keys(first, last), run.headers(first, last), _stamps(piece), strict=True), base + first
@@ -101,7 +116,8 @@ def _text_messages(page: Page) -> list[_TextMessage]:
         if not run.flags:
             try:
                 messages += [
-                    _TextMessage(offset, partition, "", time_ms, value.decode()) for offset, value in enumerate(values, base + first)
+                    _TextMessage(offset, partition, "", time_ms, value.decode())
+                    for offset, value in enumerate(values, base + first)
                 ]
                 continue
             except UnicodeDecodeError:
@@ -163,9 +179,18 @@ def render_binary(page: Page) -> bytes:
         length = _FRAME.size - 4 + sum(map(len, body))
         parts.append(
             _FRAME.pack(
-                length, partition, cached.base_offset + first, cached.log_time_ms, last - first, run.flags, run.gap, 0,
-                values_start, keys_start, headers_start,
-            )  # fmt: skip
+                length,
+                partition,
+                cached.base_offset + first,
+                cached.log_time_ms,
+                last - first,
+                run.flags,
+                run.gap,
+                0,
+                values_start,
+                keys_start,
+                headers_start,
+            )
         )
         parts += body
     return b"".join(parts)

@@ -2,8 +2,8 @@
 
 Owns: reading the request, the receipt. Must not know: how a record gets into the log (``broker``), sockets.
 
-The hot path is one bare value a request: no task is started and none is woken for it. The handler leaves a waiter with the broker;
-applying the block makes the waiter's receipt and the front sends it from there.
+The hot path is one bare value a request: no task is started and none is woken for it. The handler leaves a waiter with the
+broker; applying the block makes the waiter's receipt and the front sends it from there.
 """
 
 from __future__ import annotations
@@ -67,8 +67,12 @@ def _options(context: Context, raw: bytes) -> _Options:
         partition=query.integer("partition", None, most=(1 << 31) - 1),
         key=query.raw("key", max_bytes=topics.max_key_bytes),
         idempotency_key=query.raw("idempotency_key", max_bytes=topics.max_idempotency_key_bytes),
-        timeout_ns=timeout_ms * 1_000_000, ack=ack, timing=timing, receipt=receipt, plain=not (timing or receipt or ack),
-    )  # fmt: skip
+        timeout_ns=timeout_ms * 1_000_000,
+        ack=ack,
+        timing=timing,
+        receipt=receipt,
+        plain=not (timing or receipt or ack),
+    )
     if not options.key and not options.idempotency_key and len(raw) < 64:
         if len(_options_memo) >= _MEMO_ENTRIES:
             _options_memo.clear()
@@ -97,9 +101,11 @@ class _Receipt(Deferred):
             head = b'{"ok":true,"first_offset":%d,"count":%d,' % (base_offset, count)
         else:
             head = b'{"ok":true,"offset":%d,' % base_offset
-        body = (
-            b'%b"partition":%d,"batch_id":%d,"sealed":true,"durable":true,"mode":"sealed","synced":true,"duplicate":%b}'
-            % (head, self._partition, log_index, b"true" if duplicate else b"false")
+        body = b'%b"partition":%d,"batch_id":%d,"sealed":true,"durable":true,"mode":"sealed","synced":true,"duplicate":%b}' % (
+            head,
+            self._partition,
+            log_index,
+            b"true" if duplicate else b"false",
         )
         if self._options.plain:
             self.resolve(Response(200, body))
@@ -114,7 +120,8 @@ class _Receipt(Deferred):
 
 def _extras(broker: Broker, options: _Options, started_ns: int, log_index: int) -> tuple[bytes, Headers]:
     """What ``timing=1``, ``receipt=1`` and ``ack=`` add to a receipt: JSON fields and headers."""
-    facts, headers = b"", ()
+    facts = b""
+    headers: Headers = ()
     if options.receipt or options.ack:
         ack: dict[str, object] = {"level": options.ack or "majority", "copies": 1, "voters": 1}
         if options.ack == "leader":
@@ -124,7 +131,13 @@ def _extras(broker: Broker, options: _Options, started_ns: int, log_index: int) 
     if options.timing:
         total_us = (time.monotonic_ns() - started_ns) // 1000
         sync_us = min(total_us, int(broker.driver.last_append_s * 1e6))
-        fields = {"queue_us": total_us - sync_us, "recv_parse_us": 0, "server_us": total_us, "produce_us": total_us, "sync_wait_us": sync_us}
+        fields = {
+            "queue_us": total_us - sync_us,
+            "recv_parse_us": 0,
+            "server_us": total_us,
+            "produce_us": total_us,
+            "sync_wait_us": sync_us,
+        }
         facts += b"," + msgspec.json.encode(fields)[1:-1]
         line = b"queue;dur=%.3f, sync;dur=%.3f, total;dur=%.3f" % ((total_us - sync_us) / 1000, sync_us / 1000, total_us / 1000)
         headers = ((b"server-timing", line),)
@@ -145,7 +158,9 @@ def produce(context: Context, request: Request, parameters: tuple[bytes, ...]) -
         receipt = _Receipt(context, options, number, time.monotonic_ns(), batch=False)
         if options.key or record_headers or idempotency_key:
             producer = _producer(idempotency_key, request.body)
-            broker.produce_records(topic, number, (Record(request.body, options.key, record_headers),), receipt, producer=producer)
+            broker.produce_records(
+                topic, number, (Record(request.body, options.key, record_headers),), receipt, producer=producer
+            )
         else:
             broker.produce_value(topic, number, request.body, receipt)
         return receipt
@@ -154,14 +169,20 @@ def produce(context: Context, request: Request, parameters: tuple[bytes, ...]) -
 
 
 def _record_headers(context: Context, headers: dict[bytes, bytes]) -> tuple[tuple[str, bytes], ...]:
-    found = [(name[len(_HEADER_PREFIX) :].decode("latin-1"), value) for name, value in headers.items() if name.startswith(_HEADER_PREFIX)]
+    found = [
+        (name[len(_HEADER_PREFIX) :].decode("latin-1"), value)
+        for name, value in headers.items()
+        if name.startswith(_HEADER_PREFIX)
+    ]
     return checked_headers(found, context.config.topics.max_headers_per_record) if found else ()
 
 
 def _idempotency_key(context: Context, options: _Options, headers: dict[bytes, bytes]) -> bytes:
     key = options.idempotency_key or headers.get(b"idempotency-key", b"")
     if len(key) > context.config.topics.max_idempotency_key_bytes:
-        raise invalid("Idempotency-Key", f"must be at most {context.config.topics.max_idempotency_key_bytes} bytes, got {len(key)}")
+        raise invalid(
+            "Idempotency-Key", f"must be at most {context.config.topics.max_idempotency_key_bytes} bytes, got {len(key)}"
+        )
     return key
 
 
@@ -215,9 +236,14 @@ def create_topic_command(context: Context, name: str, partitions: int, retention
     if len(catalogue.by_name) >= topics.max_topics and name not in catalogue.by_name:
         raise AyderError(ErrorCode.INVALID_REQUEST, f"there are {topics.max_topics} topics already, the most this node takes")
     return CreateTopic(
-        name, partitions, topics.default_storage, retention or Retention(), None,
-        topics.idempotency_window_entries, topics.idempotency_window_ms,
-    )  # fmt: skip
+        name,
+        partitions,
+        topics.default_storage,
+        retention or Retention(),
+        None,
+        topics.idempotency_window_entries,
+        topics.idempotency_window_ms,
+    )
 
 
 # -- batches ------------------------------------------------------------------------------------------------------
@@ -267,7 +293,7 @@ class _PartReceipt:
 class _BatchReceipt(Deferred):
     """Waits for every run of a typed batch; the first failure is the batch's, for its runs share one block and one verdict."""
 
-    __slots__ = ("_left", "_options", "_results", "_started_ns", "_context", "deadline_ns")
+    __slots__ = ("_context", "_left", "_options", "_results", "_started_ns", "deadline_ns")
 
     def __init__(self, context: Context, options: _Options, runs: int, now_ns: int) -> None:
         super().__init__()
@@ -287,10 +313,18 @@ class _BatchReceipt(Deferred):
         count = sum(int(str(each["count"])) for each in self._results)
         first = self._results[0]
         receipt = {
-            "ok": True, "first_offset": first["first_offset"], "count": count, "partition": first["partition"],
-            "batch_id": log_index, "sealed": True, "durable": True, "mode": "sealed", "synced": True,
-            "duplicate": all(each["duplicate"] for each in self._results), "results": self._results,
-        }  # fmt: skip
+            "ok": True,
+            "first_offset": first["first_offset"],
+            "count": count,
+            "partition": first["partition"],
+            "batch_id": log_index,
+            "sealed": True,
+            "durable": True,
+            "mode": "sealed",
+            "synced": True,
+            "duplicate": all(each["duplicate"] for each in self._results),
+            "results": self._results,
+        }
         facts, headers = _extras(self._context.broker, self._options, self._started_ns, log_index)
         self.resolve(Response(200, msgspec.json.encode(receipt)[:-1] + facts + b"}", headers=headers))
 
@@ -305,7 +339,10 @@ def _produce_typed(context: Context, request: Request, parameters: tuple[bytes, 
     idempotency_key = _idempotency_key(context, options, request.headers)
     topics = context.config.topics
     records = parse_records(
-        request.body, max_records=topics.max_batch_records, max_key_bytes=topics.max_key_bytes, max_headers=topics.max_headers_per_record
+        request.body,
+        max_records=topics.max_batch_records,
+        max_key_bytes=topics.max_key_bytes,
+        max_headers=topics.max_headers_per_record,
     )
     broker = context.broker
 
@@ -313,9 +350,7 @@ def _produce_typed(context: Context, request: Request, parameters: tuple[bytes, 
         groups = _by_partition(broker, topic, records, options, idempotency_key)
         receipt = _BatchReceipt(context, options, len(groups), time.monotonic_ns())
         waiters: list[AppendWaiter] = [_PartReceipt(receipt, number) for number in groups]
-        runs = [
-            (topic.partitions[number].uid, encode_records(topic.topic_id, number, group)) for number, group in groups.items()
-        ]
+        runs = [(topic.partitions[number].uid, encode_records(topic.topic_id, number, group)) for number, group in groups.items()]
         broker.produce_batch(runs, waiters, producer=_producer(idempotency_key, request.body))
         return receipt
 

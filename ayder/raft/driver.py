@@ -115,7 +115,7 @@ class Driver:
         self._backlog = trio.Event()
         self._caught_up = trio.Event()
         self._fresh: deque[tuple[LogEntry, Placement]] = deque()
-        self._appending = False
+        self._quiet = trio.Event()
         self._ticked = False
         self.refuse_until_ns = 0
         """The last block found no room: new ones are not worth trying before this monotonic time. 0: there is room."""
@@ -156,8 +156,9 @@ class Driver:
 
     async def quiesce(self) -> None:
         """Until everything that was submitted is written and answered. Bounded by the caller."""
-        while self._appending or self._wake.is_set():
-            await trio.sleep(0.001)
+        self._quiet = trio.Event()
+        self.poke()
+        await self._quiet.wait()
 
     async def _ticker(self) -> None:
         due = trio.current_time() + self._tick_s
@@ -175,17 +176,14 @@ class Driver:
         while True:
             ready = self._next_ready()
             if ready is None:
+                self._quiet.set()
                 if self._ticked:
                     self._ticked = False
                     await self._writer.run(self._log.idle)
                 await self._wake.wait()
                 self._wake = trio.Event()
                 continue
-            self._appending = True
-            try:
-                await self._append_while_work_lasts(ready)
-            finally:
-                self._appending = False
+            await self._append_while_work_lasts(ready)
 
     async def _append_while_work_lasts(self, ready: Ready) -> None:
         job = self._writer.start(self._append_call(ready))
