@@ -75,6 +75,7 @@ class Upkeep:
     def drop(self, segment_id: int) -> int:
         """See ``LogStore.drop_segment``."""
         with self._lock:
+            self._poison.check()
             segment = self._views.current.sealed_segment(segment_id)
             path = f"{self._directory}/{segment.name}"
 
@@ -92,6 +93,7 @@ class Upkeep:
     def rewrite(self, segment_id: int, log_starts: Mapping[int, int]) -> int:
         """See ``LogStore.rewrite_segment``. Raises ``StorageFull``, ``CorruptLog`` (the old file stays), ``StoragePoisoned``."""
         with self._lock:
+            self._poison.check()
             segment = self._views.current.sealed_segment(segment_id)
             path = f"{self._directory}/{segment.name}"
             aside = path + ".tmp"
@@ -125,7 +127,6 @@ class Upkeep:
 
         Raises ``StorageFull`` (nothing was changed), ``StoragePoisoned``.
         """
-        self._poison.check()
         try:
             try:
                 return work()
