@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 import trio
 
-from ayder.commands import Command
+from ayder.commands import BLOCK_HEADER_BYTES, Command
 from ayder.config import Config
 from ayder.entries import LogEntry, LogIndex, Placement
 from ayder.errors import AyderError, ErrorCode
@@ -89,6 +89,8 @@ class Broker:
         self._in_flight: dict[LogIndex, PendingBlock] = {}
         self._taken: PendingBlock | None = None
         self._queued_bytes = 0
+        self._max_queued_bytes = config.raft.max_queued_bytes
+        self._max_block_bytes = config.raft.max_block_bytes
         self._grown: dict[int, trio.Event] = {}
         self._cursors: dict[int, int] = {}
         self.records_in: dict[int, int] = {}
@@ -111,21 +113,24 @@ class Broker:
 
         Codes: shutting_down, no_quorum (not caught up), storage_full, overloaded, payload_too_large.
         """
-        driver = self.driver
+        driver = self._driver
+        assert driver is not None
         if self.shutting_down:
             raise AyderError(ErrorCode.SHUTTING_DOWN, "the node is stopping")
         if not driver.ready:
             raise AyderError(ErrorCode.NO_QUORUM, "the node is still applying its log")
         if driver.refuse_until_ns and self.clock_ns() < driver.refuse_until_ns:
             raise AyderError(ErrorCode.STORAGE_FULL, "the disk is full; nothing was written")
-        raft = self.config.raft
-        if self._queued_bytes + size_bytes > raft.max_queued_bytes:
+        if self._queued_bytes + size_bytes > self._max_queued_bytes:
             raise AyderError(ErrorCode.OVERLOADED, "too much is waiting for the disk", retry_after=1)
-        if self._gathering and self._gathering[-1].size_bytes + size_bytes <= raft.max_block_bytes:
-            return self._gathering[-1]
-        if not self._gathering or self._gathering[-1]:
-            self._gathering.append(PendingBlock())
-        return self._gathering[-1]
+        gathering = self._gathering
+        if gathering:
+            block = gathering[-1]
+            if block.size_bytes + size_bytes <= self._max_block_bytes or not block:
+                return block
+        block = PendingBlock()
+        gathering.append(block)
+        return block
 
     def _added(self, block: PendingBlock, size_before: int) -> None:
         self._queued_bytes += block.size_bytes - size_before
@@ -229,7 +234,7 @@ class Broker:
             block.expire(now_ns)
 
     def _answer_for(self, block: PendingBlock) -> PendingBlock:
-        self._queued_bytes -= block.size_bytes - PendingBlock().size_bytes
+        self._queued_bytes -= block.size_bytes - BLOCK_HEADER_BYTES
         return block
 
     # -- Applier and RunSink --------------------------------------------------------------------------------------

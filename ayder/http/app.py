@@ -47,6 +47,10 @@ class HttpApplication:
     # -- head -----------------------------------------------------------------------------------------------------
     def open(self, request: Request) -> int | Response:
         """The body limit, or the refusal."""
+        memo = request.memo
+        if memo is not None and memo.body_limit >= 0:
+            request.route, request.principal = memo.route, memo.principal
+            return memo.body_limit
         try:
             match = self._admit(request)
         except AyderError as error:
@@ -56,7 +60,10 @@ class HttpApplication:
         if isinstance(match, Response):
             return self._finish(request, match)
         request.route = match
-        return self._limits[match.route.body]
+        limit = self._limits[match.route.body]
+        if memo is not None and not request.response_headers:  # a token with a rate limit is counted every time
+            memo.body_limit, memo.route, memo.principal = limit, match, request.principal
+        return limit
 
     def _admit(self, request: Request) -> Match | Response:
         if request.method == "OPTIONS":

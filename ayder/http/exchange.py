@@ -20,13 +20,29 @@ from typing import Protocol
 
 import attrs
 
-__all__ = ["Answer", "Application", "ChunkSender", "Deferred", "Headers", "Request", "Response", "Work"]
+__all__ = ["Answer", "Application", "ChunkSender", "Deferred", "HeadMemo", "Headers", "Request", "Response", "Work"]
 
 Headers = tuple[tuple[bytes, bytes], ...]
 """Response headers as (lower-case name, value) pairs."""
 
 ChunkSender = Callable[[bytes], Awaitable[None]]
 """Sends one piece of a streamed body; returns when the client has room for more; bounded by the write-stall deadline."""
+
+
+class HeadMemo:
+    """What the application worked out from a head alone. A client on a kept-alive connection tends to send the very same head
+    again; the front then gives the new request the memo of the one before, and nothing is matched or judged twice.
+    """
+
+    __slots__ = ("body_limit", "prepared", "principal", "route")
+
+    def __init__(self) -> None:
+        self.body_limit = -1
+        """-1: nothing is remembered yet."""
+        self.principal: object = None
+        self.route: object = None
+        self.prepared: object = None
+        """The handler's own."""
 
 
 @attrs.define(slots=True, eq=False)
@@ -48,6 +64,8 @@ class Request:
     """Who asks: set by ``Application.open`` (a ``Principal``)."""
     route: object = None
     """What was matched: set by ``Application.open`` so that ``respond`` need not match again."""
+    memo: HeadMemo | None = None
+    """Shared by the requests of one connection whose heads are the same bytes."""
     response_headers: Headers = ()
     """Headers every answer to this request carries: set by ``Application.open`` (rate limits)."""
 

@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 import httptools
 
-from ayder.http.exchange import Request
+from ayder.http.exchange import HeadMemo, Request
 
 __all__ = ["CHUNKED", "NO_BODY", "ChunkedBody", "HeadReader", "Refusal"]
 
@@ -61,6 +61,8 @@ class HeadReader:
         "_headers",
         "_llhttp",
         "_read",
+        "_same_head",
+        "_same_request",
         "_target",
         "body_length",
         "expects_continue",
@@ -87,6 +89,8 @@ class HeadReader:
         self._complete = False
         self._read = 0
         self._llhttp: httptools.HttpRequestParser | None = None
+        self._same_head = b""
+        self._same_request: Request | None = None
 
     # --- what httptools calls
 
@@ -120,7 +124,17 @@ class HeadReader:
         self._feed_head(partial)
 
     def finish(self, head: bytes) -> Request:
-        """Read a whole head (ending in CRLF CRLF). Raises ``Refusal``."""
+        """Read a whole head (ending in CRLF CRLF). Raises ``Refusal``.
+
+        Reading is a function of the bytes alone, so a head that is the same as the one before is not read again: what it said
+        about framing still stands in this object.
+        """
+        same = self._same_request
+        if same is not None and head == self._same_head:
+            self._llhttp = None  # a head that came in pieces was fed to it
+            self._headers = {}
+            return Request(same.method, same.path, same.query, same.headers, memo=same.memo)
+        self._same_request = None
         line_end = head.find(b"\r\n")
         if line_end > self.max_line:
             raise Refusal("URI_TOO_LONG", f"the request line is longer than {self.max_line} bytes")
@@ -144,7 +158,11 @@ class HeadReader:
         if self.body_length != CHUNKED:
             self._llhttp = None
         self._headers = {}
-        return Request(name or method.decode("ascii"), path, query, headers)
+        request = Request(name or method.decode("ascii"), path, query, headers, memo=HeadMemo())
+        if self._llhttp is None:
+            self._same_head = head
+            self._same_request = Request(request.method, path, query, headers, memo=request.memo)
+        return request
 
     def chunked_body(self, limit: int) -> ChunkedBody:
         """The reader for the chunked body that follows the head just finished; ``limit`` in bytes of content."""

@@ -145,27 +145,51 @@ def _extras(broker: Broker, options: _Options, started_ns: int, log_index: int) 
 
 
 # -- one record ---------------------------------------------------------------------------------------------------
+@attrs.frozen(slots=True)
+class _Prepared:
+    """What the head of a produce call says, checked."""
+
+    topic: str
+    options: _Options
+    idempotency_key: bytes
+    headers: tuple[tuple[str, bytes], ...]
+    bare: bool
+    """No key, no headers, no idempotency key: the record is its value."""
+
+
 def produce(context: Context, request: Request, parameters: tuple[bytes, ...]) -> Answer:
     """``POST /broker/topics/{topic}/produce``: the body is the value."""
+    memo = request.memo
+    prepared = memo.prepared if memo is not None else None
+    if not isinstance(prepared, _Prepared):
+        prepared = _prepare(context, request, parameters)
+        if memo is not None:
+            memo.prepared = prepared
+    topic = context.broker.state.catalogue.by_name.get(prepared.topic)
+    if topic is not None:
+        return _submit_one(context, prepared, topic, request.body)
+    return _create_first(context, prepared.topic, lambda created: _submit_one(context, prepared, created, request.body))
+
+
+def _prepare(context: Context, request: Request, parameters: tuple[bytes, ...]) -> _Prepared:
     options = _options(context, request.query)
-    headers = request.headers
-    idempotency_key = _idempotency_key(context, options, headers)
-    record_headers = _record_headers(context, headers)
-    broker = context.broker
+    idempotency_key = _idempotency_key(context, options, request.headers)
+    headers = _record_headers(context, request.headers)
+    topic = parameters[0].decode("utf-8", "replace")
+    return _Prepared(topic, options, idempotency_key, headers, bare=not (options.key or idempotency_key or headers))
 
-    def submit(topic: Topic) -> _Receipt:
-        number = _partition(broker, topic, options.partition, options.key, idempotency_key)
-        receipt = _Receipt(context, options, number, time.monotonic_ns(), batch=False)
-        if options.key or record_headers or idempotency_key:
-            producer = _producer(idempotency_key, request.body)
-            broker.produce_records(
-                topic, number, (Record(request.body, options.key, record_headers),), receipt, producer=producer
-            )
-        else:
-            broker.produce_value(topic, number, request.body, receipt)
-        return receipt
 
-    return _with_topic(context, parameters[0], submit)
+def _submit_one(context: Context, prepared: _Prepared, topic: Topic, value: bytes) -> _Receipt:
+    options, broker = prepared.options, context.broker
+    number = _partition(broker, topic, options.partition, options.key, prepared.idempotency_key)
+    receipt = _Receipt(context, options, number, time.monotonic_ns(), batch=False)
+    if prepared.bare:
+        broker.produce_value(topic, number, value, receipt)
+    else:
+        record = Record(value, options.key, prepared.headers)
+        producer = _producer(prepared.idempotency_key, value)
+        broker.produce_records(topic, number, (record,), receipt, producer=producer)
+    return receipt
 
 
 def _record_headers(context: Context, headers: dict[bytes, bytes]) -> tuple[tuple[str, bytes], ...]:
@@ -194,7 +218,8 @@ def _producer(idempotency_key: bytes, body: bytes) -> bytes:
 def _partition(broker: Broker, topic: Topic, asked: int | None, key: bytes, idempotency_key: bytes) -> int:
     """The partition a record goes to. A retry must find the same one, so an idempotency key alone chooses like a key."""
     if asked is not None:
-        broker.partition(topic, asked)
+        if asked >= len(topic.partitions):
+            broker.partition(topic, asked)
         return asked
     if idempotency_key and not key:
         return partition_for_key(idempotency_key, len(topic.partitions))
@@ -203,11 +228,15 @@ def _partition(broker: Broker, topic: Topic, asked: int | None, key: bytes, idem
 
 # -- topics that are not there yet --------------------------------------------------------------------------------
 def _with_topic(context: Context, raw_name: bytes, submit: Callable[[Topic], Deferred]) -> Answer:
-    """Submit at once if the topic exists; else create it first, as producing always has."""
-    topic = context.broker.state.catalogue.by_name.get(raw_name.decode("utf-8", "replace"))
-    if topic is not None:
-        return submit(topic)
-    name = check_name("topic", raw_name.decode("utf-8", "replace"))
+    """Submit at once if the topic exists; else create it first."""
+    name = raw_name.decode("utf-8", "replace")
+    topic = context.broker.state.catalogue.by_name.get(name)
+    return submit(topic) if topic is not None else _create_first(context, name, submit)
+
+
+def _create_first(context: Context, raw_name: str, submit: Callable[[Topic], Deferred]) -> Answer:
+    """Create the topic, as producing always has, then submit."""
+    name = check_name("topic", raw_name)
     if not context.config.topics.auto_create:
         context.broker.topic(name)
     return Work(lambda: _create_then(context, name, submit))

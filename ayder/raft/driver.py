@@ -117,6 +117,8 @@ class Driver:
         self._fresh: deque[tuple[LogEntry, Placement]] = deque()
         self._quiet = trio.Event()
         self._ticked = False
+        self.ready = False
+        """Whether this node leads and has applied everything that was committed when it began to."""
         self.refuse_until_ns = 0
         """The last block found no room: new ones are not worth trying before this monotonic time. 0: there is room."""
         self.tick_lateness_s = 0.0
@@ -129,11 +131,6 @@ class Driver:
     def poke(self) -> None:
         """There may be something to write."""
         self._wake.set()
-
-    @property
-    def ready(self) -> bool:
-        """Whether this node leads and has applied everything that was committed when it began to."""
-        return self.consensus.may_serve_reads and self._caught_up.is_set()
 
     async def wait_ready(self) -> None:
         """Until the log of the last life is applied."""
@@ -224,6 +221,7 @@ class Driver:
         self.consensus.refused()
         self._source.refused(AyderError(ErrorCode.STORAGE_FULL, "the disk is full; nothing was written"))
         if self.consensus.role is not Role.LEADER:
+            self.ready = False
             await trio.sleep(_FULL_RETRY_S)
 
     def _measure(self, started: float, ready: Ready) -> None:
@@ -241,7 +239,8 @@ class Driver:
                 return
             fresh.popleft()
             applier.apply(entry, placement)
-        if self.consensus.may_serve_reads and applier.applied_index == commit_index:
+        if not self.ready and self.consensus.may_serve_reads and applier.applied_index == commit_index:
+            self.ready = True
             self._caught_up.set()
 
     async def _apply_loop(self) -> None:

@@ -25,28 +25,30 @@ __all__ = ["FileHandles", "PageCache"]
 class _Handle:
     fd: int
     readers: int = 0
+    pinned: bool = False
     retired: bool = False
 
 
 class FileHandles:
-    """Read-only descriptors of the files of one directory, by name."""
+    """Read-only descriptors of the files of one directory, by name and generation.
+
+    A rewritten file has the same name and another generation. ``pin`` the old one before its name is given away, then readers
+    that know only the old one read on; once nobody can meet it any more, ``forget`` it.
+    """
 
     def __init__(self, files: Files, directory: str, limit: int = 64) -> None:
         self._files = files
         self._directory = directory
         self._limit = limit
         self._lock = Lock()
-        self._handles: OrderedDict[str, _Handle] = OrderedDict()
+        self._handles: OrderedDict[tuple[str, int], _Handle] = OrderedDict()
 
     @contextmanager
-    def borrow(self, name: str) -> Iterator[int]:
-        """A descriptor of the file that bears ``name`` now; stays valid inside the ``with`` whatever happens to the name."""
+    def borrow(self, name: str, generation: int = 0) -> Iterator[int]:
+        """A descriptor of the file; stays valid inside the ``with`` whatever happens to the name. Raises ``FileNotFoundError``."""
         with self._lock:
-            handle = self._handles.get(name)
-            if handle is None:
-                handle = self._handles[name] = _Handle(self._files.open(f"{self._directory}/{name}", write=False))
+            handle = self._get(name, generation)
             handle.readers += 1
-            self._handles.move_to_end(name)
             self._evict()
         try:
             yield handle.fd
@@ -56,10 +58,23 @@ class FileHandles:
                 if handle.retired and not handle.readers:
                     self._files.close(handle.fd)
 
-    def forget(self, name: str) -> None:
-        """The name stands for another file from now on, or for none."""
+    def _get(self, name: str, generation: int) -> _Handle:
+        key = (name, generation)
+        handle = self._handles.get(key)
+        if handle is None:
+            handle = self._handles[key] = _Handle(self._files.open(f"{self._directory}/{name}", write=False))
+        self._handles.move_to_end(key)
+        return handle
+
+    def pin(self, name: str, generation: int) -> None:
+        """Keep the file that bears the name now open until it is forgotten."""
         with self._lock:
-            handle = self._handles.pop(name, None)
+            self._get(name, generation).pinned = True
+
+    def forget(self, name: str, generation: int) -> None:
+        """Nobody new will ask for this file."""
+        with self._lock:
+            handle = self._handles.pop((name, generation), None)
             if handle is not None:
                 self._retire(handle)
 
@@ -70,8 +85,10 @@ class FileHandles:
                 self._retire(self._handles.popitem()[1])
 
     def _evict(self) -> None:
-        while len(self._handles) > self._limit:
-            self._retire(self._handles.popitem(last=False)[1])
+        if len(self._handles) > self._limit:
+            oldest = next((key for key, handle in self._handles.items() if not handle.pinned), None)
+            if oldest is not None:
+                self._retire(self._handles.pop(oldest))
 
     def _retire(self, handle: _Handle) -> None:
         handle.retired = True

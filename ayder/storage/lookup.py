@@ -215,7 +215,7 @@ def _together(chosen: list[tuple[Segment, RunEntry]], at: int) -> int:
 
 def _read_together(reader: SegmentReader, segment: Segment, uid: int, entries: list[RunEntry]) -> list[RunRead]:
     start = entries[0].position
-    data = reader.read(segment.name, entries[-1].position + entries[-1].length - start, start)
+    data = reader.read(segment, entries[-1].position + entries[-1].length - start, start)
     return [RunRead(entry, _verified(reader, segment, uid, entry, data, entry.position - start)) for entry in entries]
 
 
@@ -234,35 +234,35 @@ def _verified(reader: SegmentReader, segment: Segment, uid: int, entry: RunEntry
 # -- entries --------------------------------------------------------------------------------------------------------
 def read_from(reader: SegmentReader, first: LogIndex, last: LogIndex, max_bytes: int, view: View) -> list[LogEntry]:
     """Entries ``first..last`` of the one segment that holds ``first``, as many as fit into one read of about ``max_bytes``."""
-    name, positions, end = _positions(view, first, last)
+    segment, positions, end = _positions(view, first, last)
     start = positions[0]
     fits = len(positions)
     while fits > 1 and positions[fits - 1] - start > max(max_bytes, _READ_AHEAD_BYTES):
         fits = max(1, fits // 2)
-    data = reader.read(name, (positions[fits] if fits < len(positions) else end) - start, start)
+    data = reader.read(segment, (positions[fits] if fits < len(positions) else end) - start, start)
     entries = []
     for number, position in enumerate(positions[:fits]):
         try:
             entry = decode_entry(data, position - start)
         except CorruptLog as error:
-            raise CorruptLog(f"{reader.directory}/{name}, byte {position}: {error}") from error
+            raise CorruptLog(f"{reader.directory}/{segment.name}, byte {position}: {error}") from error
         if entry.index != first + number:
             raise LookupError(f"entry {first + number} was replaced while it was read")
         entries.append(entry)
     return entries
 
 
-def _positions(view: View, first: LogIndex, last: LogIndex) -> tuple[str, list[int], int]:
-    """Of the segment with ``first``: file, positions of the frames of ``first..last`` in it, where the last ends at most."""
+def _positions(view: View, first: LogIndex, last: LogIndex) -> tuple[Segment, list[int], int]:
+    """The segment with ``first``, positions of the frames of ``first..last`` in it, where the last ends at most."""
     for unsealed in reversed(view.unsealed):
         if unsealed.start <= first <= unsealed.last_index:
             at = first - unsealed.start
             positions = unsealed.positions[at : at + last - first + 2].tolist()
             end = positions.pop() if len(positions) > last - first + 1 else unsealed.tail
-            return unsealed.name, positions, end
+            return unsealed, positions, end
     for segment in reversed(view.sealed):
         trailer = segment.trailer
         if trailer.last_index and trailer.first_index <= first <= trailer.last_index:
             stop = min(last, trailer.last_index)
-            return segment.name, [segment.position_of(i) for i in range(first, stop + 1)], segment.position_of(stop + 1)
+            return segment, [segment.position_of(i) for i in range(first, stop + 1)], segment.position_of(stop + 1)
     raise LookupError(f"entry {first} is in no segment")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from itertools import count
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import attrs
 
@@ -19,9 +19,23 @@ from ayder.storage.footer import BLOCKS, DIRECTORY, ELEMENT_BYTES, RUNS, TERMS, 
 from ayder.storage.handles import FileHandles, PageCache
 from ayder.storage.interface import RunEntry, SegmentInfo
 
-__all__ = ["PagedRuns", "PartitionEnd", "SealedSegment", "SegmentReader"]
+__all__ = ["PagedRuns", "PartitionEnd", "SealedSegment", "SegmentReader", "StoredSegment"]
 
-_serials = count(1)
+_generations = count(1)
+
+
+class StoredSegment(Protocol):
+    """Anything with a file of its own."""
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        ...
+
+    @property
+    def generation(self) -> int:
+        """Tells apart the files that had this name one after the other (``handles.py``)."""
+        ...
 
 
 @attrs.frozen(slots=True)
@@ -33,13 +47,13 @@ class SegmentReader:
     handles: FileHandles
     pages: PageCache
 
-    def read(self, name: str, length: int, position: int) -> bytes:
-        """Bytes of a file. Raises ``CorruptLog`` when it is too short, ``FileNotFoundError`` when it is gone."""
-        with self.handles.borrow(name) as fd:
+    def read(self, segment: StoredSegment, length: int, position: int) -> bytes:
+        """Bytes of its file. Raises ``CorruptLog`` when it is too short, ``FileNotFoundError`` when it is gone."""
+        with self.handles.borrow(segment.name, segment.generation) as fd:
             try:
                 return pread_exactly(self.files, fd, length, position)
             except EOFError as error:
-                raise CorruptLog(f"{self.directory}/{name}: {error}") from error
+                raise CorruptLog(f"{self.directory}/{segment.name}: {error}") from error
 
 
 class PartitionEnd(NamedTuple):
@@ -56,11 +70,11 @@ class PartitionEnd(NamedTuple):
 class SealedSegment:
     """One sealed file. Worker threads, several at once."""
 
-    __slots__ = ("_reader", "_serial", "name", "segment_id", "size_bytes", "trailer")
+    __slots__ = ("_reader", "generation", "name", "segment_id", "size_bytes", "trailer")
 
     def __init__(self, reader: SegmentReader, name: str, trailer: Trailer, size_bytes: int) -> None:
         self._reader = reader
-        self._serial = next(_serials)  # a rewritten segment is another one to the page cache
+        self.generation = next(_generations)  # a rewritten segment is another one to the page cache
         self.name = name
         self.trailer = trailer
         self.segment_id = trailer.segment_id
@@ -73,12 +87,12 @@ class SealedSegment:
 
     def read(self, length: int, position: int) -> bytes:
         """Bytes of the file."""
-        return self._reader.read(self.name, length, position)
+        return self._reader.read(self, length, position)
 
     def page(self, part: int, element: int) -> tuple[memoryview, int]:
         """The verified page that holds an element, as words, and the number of the page's first element."""
         number, position, length, first = footer.page_place(self.trailer.parts[part], part, element)
-        key = (self._serial, position)
+        key = (self.generation, position)
         page = self._reader.pages.get(key)
         if page is None:
             try:

@@ -93,6 +93,8 @@ class UnsealedSegment:
     Every method that readers call takes what it needs in one step under the interpreter's lock (a slice, a list of items).
     """
 
+    generation = 0  # the file has its name from the beginning until it is sealed
+
     __slots__ = ("blocks", "first_time_ms", "header", "last_time_ms", "name", "positions", "runs", "segment_id", "start", "tail",
                  "tail_chain")  # fmt: skip
 

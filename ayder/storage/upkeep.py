@@ -63,6 +63,7 @@ class Upkeep:
             self._files.fsync_dir(self._directory)
             sealed = SealedSegment(self._reader, segment.name, trailer, size)
             self._views.swap(lambda view: View((*view.sealed, sealed), view.unsealed[1:]))
+            self._reader.handles.forget(segment.name, segment.generation)
 
     def _cut(self, path: str, tail: int) -> None:
         fd = self._files.open(path)
@@ -80,13 +81,14 @@ class Upkeep:
             path = f"{self._directory}/{segment.name}"
 
             def remove() -> None:
+                self._reader.handles.pin(segment.name, segment.generation)
                 self._dropped.add(segment_id)
                 self._files.unlink(path)
                 self._files.fsync_dir(self._directory)
 
             self._change(f"removing {path}", remove, lambda: None)
             self._views.swap(lambda view: attrs.evolve(view, sealed=tuple(one for one in view.sealed if one is not segment)))
-            self._reader.handles.forget(segment.name)
+            self._reader.handles.forget(segment.name, segment.generation)
             self.make_reserve()
             return segment.size_bytes
 
@@ -99,6 +101,7 @@ class Upkeep:
             aside = path + ".tmp"
 
             def rewrite() -> tuple[Trailer, int]:
+                self._reader.handles.pin(segment.name, segment.generation)
                 remove_if_there(self._files, aside)  # an earlier attempt that met a damaged run
                 result = maintenance.rewrite_into(self._files, aside, segment, log_starts)
                 self._files.rename(aside, path)
@@ -108,7 +111,7 @@ class Upkeep:
             trailer, size = self._change(f"rewriting {path}", rewrite, lambda: remove_if_there(self._files, aside))
             new = SealedSegment(self._reader, segment.name, trailer, size)
             self._views.swap(lambda view: attrs.evolve(view, sealed=tuple(new if one is segment else one for one in view.sealed)))
-            self._reader.handles.forget(segment.name)
+            self._reader.handles.forget(segment.name, segment.generation)
             self.make_reserve()
             return segment.size_bytes - size
 
