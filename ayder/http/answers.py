@@ -159,6 +159,9 @@ class AnswerQueue:
             answer = self._front.application.respond(request)
         except Exception:
             answer = self._front.bug(request)
+        if isinstance(answer, Response):
+            self.put(answer, request, keep_alive, http11)
+            return
         if isinstance(answer, Deferred):
             if answer.response is None:
                 slot = self._add(request, keep_alive, http11)
@@ -231,20 +234,30 @@ class AnswerQueue:
             self._emit(response, slot.head_only, slot.keep_alive, slot.http11)
 
     def _emit(self, response: Response, head_only: bool, keep_alive: bool, http11: bool) -> None:
-        last = not keep_alive or response.close or (self._front.draining and not self._slots)
-        connection = CLOSE if last else b"" if http11 else KEEP_ALIVE
-        try:
-            pieces = self._front.writer.whole(response, head_only=head_only, connection=connection)
-        except (ValueError, TypeError):
-            logger.exception("the application gave an answer that cannot be sent")
-            broken = self._front.refuse("INTERNAL", "internal error; it has been logged")
-            pieces = self._front.writer.whole(broken, head_only=head_only, connection=connection)
-        self._out += pieces
-        self._out_bytes += sum(map(len, pieces))
+        front = self._front
+        if keep_alive and http11 and not (head_only or response.close or front.draining):
+            piece = front.writer.plain(response)
+            if piece:
+                self._out.append(piece)
+                self._out_bytes += len(piece)
+                return
+        last = not keep_alive or response.close or (front.draining and not self._slots)
+        self._emit_pieces(response, head_only, CLOSE if last else b"" if http11 else KEEP_ALIVE)
         if last:
             self._finish()
         if self._out_bytes > MAX_UNFLUSHED_BYTES:
             self.flush()
+
+    def _emit_pieces(self, response: Response, head_only: bool, connection: bytes) -> None:
+        writer = self._front.writer
+        try:
+            pieces = writer.whole(response, head_only=head_only, connection=connection)
+        except (ValueError, TypeError):
+            logger.exception("the application gave an answer that cannot be sent")
+            broken = self._front.refuse("INTERNAL", "internal error; it has been logged")
+            pieces = writer.whole(broken, head_only=head_only, connection=connection)
+        self._out += pieces
+        self._out_bytes += sum(map(len, pieces))
 
     def _finish(self) -> None:
         self.finishing = True

@@ -393,7 +393,7 @@ class Connection:
         """The request is whole: have it answered, unless it has to wait for earlier ones."""
         answers, reader = self._answers, self._reader
         self._request = None
-        if not answers.admits(request):
+        if answers.owed and not answers.admits(request):
             self._held_request = request
             return
         self._since = self._front.now

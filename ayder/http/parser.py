@@ -29,6 +29,7 @@ CHUNKED = -1
 
 MAX_CHUNK_LINE_BYTES = 8 + 256
 MAX_TRAILER_BYTES = 8192
+MAX_REMEMBERED_HEAD_BYTES = 2048  # an idle connection stays small
 
 METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")}
 LENGTH = re.compile(rb"[0-9]{1,15}")
@@ -63,7 +64,6 @@ class HeadReader:
         "_read",
         "_same_head",
         "_same_request",
-        "_target",
         "body_length",
         "expects_continue",
         "http11",
@@ -84,7 +84,6 @@ class HeadReader:
         self.keep_alive = True
         self.upgrade = False
         self._headers: dict[bytes, bytes] = {}
-        self._target = b""
         self._fault = ""
         self._complete = False
         self._read = 0
@@ -159,7 +158,7 @@ class HeadReader:
             self._llhttp = None
         self._headers = {}
         request = Request(name or method.decode("ascii"), path, query, headers, memo=HeadMemo())
-        if self._llhttp is None:
+        if self._llhttp is None and len(head) <= MAX_REMEMBERED_HEAD_BYTES:
             self._same_head = head
             self._same_request = Request(request.method, path, query, headers, memo=request.memo)
         return request

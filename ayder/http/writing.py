@@ -78,6 +78,14 @@ class HeadWriter:
             self._date = date
             self._prefixes.clear()
 
+    def plain(self, response: Response) -> bytes:
+        """The usual answer as one piece: no header of its own, a small body, the connection stays. ``b""``: it is not that."""
+        body = response.body
+        if response.headers or len(body) > SMALL_BODY_BYTES or not response.content_type or response.status in BODILESS:
+            return b""
+        prefix = self._prefix(response.status)
+        return b"%bContent-Type: %b\r\nContent-Length: %d\r\n\r\n%b" % (prefix, response.content_type, len(body), body)
+
     def whole(self, response: Response, *, head_only: bool, connection: bytes) -> list[bytes]:
         """Head and body of a whole answer in one or two pieces (a large body is not copied).
 
@@ -85,14 +93,11 @@ class HeadWriter:
         """
         body = response.body
         prefix = self._prefix(response.status)
-        plain = not (connection or response.headers or head_only) and response.content_type
-        if plain and response.status not in BODILESS:
-            if len(body) <= SMALL_BODY_BYTES:
-                return [b"%bContent-Type: %b\r\nContent-Length: %d\r\n\r\n%b" % (prefix, response.content_type, len(body), body)]
-            return [b"%bContent-Type: %b\r\nContent-Length: %d\r\n\r\n" % (prefix, response.content_type, len(body)), body]
         length = b"" if response.status in BODILESS else b"Content-Length: %d\r\n" % len(body)
         head = prefix + self._fields(response) + length + connection + b"\r\n"
-        return [head] if head_only or not length or not body else [head, body]
+        if head_only or not length or not body:
+            return [head]
+        return [head + body] if len(body) <= SMALL_BODY_BYTES else [head, body]
 
     def stream_head(self, response: Response, *, http11: bool, connection: bytes) -> bytes:
         """The head of a streamed answer: chunked, or on HTTP/1.0 ended by closing."""
