@@ -11,7 +11,7 @@ import attrs
 import msgspec
 import trio
 
-from ayder.config import load_config
+from ayder.config import load_config, token_hash
 from ayder.http.exchange import Answer, Request, Response, Work
 from ayder.node import Node, open_node
 
@@ -84,7 +84,9 @@ async def _answered(answer: Answer) -> Response:
 @contextlib.asynccontextmanager
 async def running(toml: str = "", **settings: object) -> AsyncIterator[Client]:
     """A node on the memory store. ``settings`` are ``section__name=value``; the client holds the token ``dev``."""
-    flags = {name.replace("__", "."): str(value).lower() if isinstance(value, bool) else str(value) for name, value in settings.items()}
+    flags = {
+        name.replace("__", "."): str(value).lower() if isinstance(value, bool) else str(value) for name, value in settings.items()
+    }
     async with open_node(load_config({"storage.log": "memory", **flags}, {}, toml)) as node:
         await node.wait_ready()
         yield Client(node)
@@ -92,10 +94,9 @@ async def running(toml: str = "", **settings: object) -> AsyncIterator[Client]:
 
 def scoped_tokens(**scopes: str) -> str:
     """TOML that accepts these tokens (name = token) with these scopes, comma-separated, and ``dev`` with all rights."""
-    from ayder.config import token_hash
+    return "\n".join(_token_table(name, scope) for name, scope in {"dev": "*", **scopes}.items())
 
-    tables = [("dev", "*"), *scopes.items()]
-    return "\n".join(
-        f'[[auth.tokens]]\nname = "{name}"\nsha256 = "{token_hash(name)}"\nscopes = {msgspec.json.encode(scope.split(",")).decode()}'
-        for name, scope in tables
-    )
+
+def _token_table(name: str, scopes: str) -> str:
+    listed = msgspec.json.encode(scopes.split(",")).decode()
+    return f'[[auth.tokens]]\nname = "{name}"\nsha256 = "{token_hash(name)}"\nscopes = {listed}'

@@ -10,7 +10,9 @@ from tests.http.in_process import Client, running, scoped_tokens
 
 
 def authenticator(*tokens: str, **settings: object) -> Authenticator:
-    return Authenticator(AuthConfig(tokens=tuple(TokenConfig(name=f"name-{t}", sha256=token_hash(t)) for t in tokens), **settings))
+    return Authenticator(
+        AuthConfig(tokens=tuple(TokenConfig(name=f"name-{t}", sha256=token_hash(t)) for t in tokens), **settings)
+    )
 
 
 @pytest.mark.parametrize("header", [b"Bearer two", b"bearer two", b"BEARER two", b"Bearertwo", b"Bearer  two ", b"bEaReR\ttwo"])
@@ -18,7 +20,9 @@ def test_the_scheme_is_read_in_any_case_and_the_space_is_optional(header: bytes)
     assert authenticator("one", "two").authenticate(header).name == "name-two"
 
 
-@pytest.mark.parametrize("header", [None, b"", b"Bearer", b"Bearer ", b"Basic two", b"Bearer tw", b"Bearer twoo", b"Bearer TWO", b"two", b"\xff\x00"])
+@pytest.mark.parametrize(
+    "header", [None, b"", b"Bearer", b"Bearer ", b"Basic two", b"Bearer tw", b"Bearer twoo", b"Bearer TWO", b"two", b"\xff\x00"]
+)
 def test_everything_else_is_refused_in_the_same_words(header: bytes | None) -> None:
     with pytest.raises(AyderError) as caught:
         authenticator("one", "two").authenticate(header)

@@ -64,7 +64,9 @@ async def test_a_commit_to_what_is_not_there_is_404() -> None:
         await client.post("/broker/topics", {"name": "t", "partitions": 2})
         assert (await client.post("/broker/commit", commit(offset=0, topic="none"), ok=404))["error"] == "topic_not_found"
         assert (await client.post("/broker/commit", commit(offset=0, partition=2), ok=404))["error"] == "partition_not_found"
-        assert (await client.post("/broker/commit", commit(offset=0, partition=1 << 40), ok=404))["error"] == "partition_not_found"
+        assert (await client.post("/broker/commit", commit(offset=0, partition=1 << 40), ok=404))[
+            "error"
+        ] == "partition_not_found"
 
 
 @pytest.mark.parametrize(
