@@ -173,22 +173,25 @@ class SegmentWriter:
         Raises ``StorageFull`` (and leaves no file) or ``StoragePoisoned``.
         """
         path = f"{directory}/{name}"
-        fd = -1
         try:
             fd = files.open(path, create=True)
+        except OSError as error:
+            if error.errno in NO_SPACE:
+                raise StorageFull(f"no room for {path}: {error}") from error
+            poison.raise_for(f"creating {path}", error)
+        try:
             writer = cls(files, poison, path, fd, 0, 0, step)
             writer.allocate(len(prologue))
             writer.put([prologue], len(prologue))
             files.fsync(fd)
             files.fsync_dir(directory)
-        except StorageFull:
+        except BaseException as error:
             files.close(fd)
-            cls._remove(files, poison, directory, path)
+            if isinstance(error, StorageFull):
+                cls._remove(files, poison, directory, path)
+            elif isinstance(error, OSError):
+                poison.raise_for(f"creating {path}", error)
             raise
-        except OSError as error:
-            if fd < 0 and error.errno in NO_SPACE:
-                raise StorageFull(f"no room for {path}: {error}") from error
-            poison.raise_for(f"creating {path}", error)
         return writer
 
     @staticmethod
