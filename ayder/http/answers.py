@@ -18,43 +18,18 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from typing import Protocol
 
 import trio
 
 from ayder.http.exchange import Deferred, Request, Response, Work
-from ayder.http.front import Front, Owner
+from ayder.http.front import Front, Owner, Transport
 from ayder.http.writing import CLOSE, CONTINUE, KEEP_ALIVE, LAST_CHUNK, chunk
 
-__all__ = ["SAFE_METHODS", "AnswerQueue", "Slot", "Transport"]
+__all__ = ["SAFE_METHODS", "AnswerQueue", "Slot"]
 
 MAX_UNFLUSHED_BYTES = 65536
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 logger = logging.getLogger(__name__)
-
-
-class Transport(Protocol):
-    """What carries the bytes of one connection. Only ``drain`` waits."""
-
-    def try_send(self, pieces: list[bytes]) -> int:
-        """Send what fits now; returns how many bytes went. Raises ``OSError`` when the client is gone."""
-        ...
-
-    async def drain(self, data: memoryview) -> int:
-        """Wait until the client takes bytes again; returns how many went. Raises ``OSError`` when the client is gone."""
-        ...
-
-    def reading_changed(self) -> None:
-        """Whether the connection wants input may have changed, or the connection was handed over."""
-        ...
-
-    def shutdown_writing(self) -> None:
-        """Tell the client that nothing more comes, still reading. Never raises."""
-        ...
-
-    def close(self) -> None:
-        """Give up the client; the task that reads ends. Sync, repeatable."""
-        ...
 
 
 class Slot:

@@ -50,9 +50,18 @@ logger = logging.getLogger(__name__)
 class Opened(Protocol):
     """A node that runs: what the launch needs of it."""
 
-    @property
-    def application(self) -> Application:
-        """What answers requests."""
+    application: Application
+
+    def add_front(self, front: Front) -> None:
+        """A front answers for the node from now on."""
+        ...
+
+    async def wait_ready(self) -> None:
+        """Until the node can answer."""
+        ...
+
+    def begin_stop(self) -> None:
+        """The process was told to stop; requests in flight still finish."""
         ...
 
 
@@ -64,6 +73,7 @@ class AsgiLaunch:
 
     def __init__(self, open_node: Open) -> None:
         self._open_node = open_node
+        self._node: Opened | None = None
         self._tasks: trio.Nursery | None = None
         self._foreign: set[GuardedServer] = set()
         self._stopping = False
@@ -93,8 +103,9 @@ class AsgiLaunch:
                 self.clients = ClientCounter(config)
                 front = Front(node.application, config)
                 await tasks.start(front.run)
-                self.front = front
-                running = True
+                node.add_front(front)
+                await node.wait_ready()
+                self._node, self.front, running = node, front, True
                 await send({"type": "lifespan.startup.complete"})
                 await receive()
                 tasks.cancel_scope.cancel()
@@ -119,8 +130,9 @@ class AsgiLaunch:
     async def _drain_when(self, terminated: Any) -> None:
         await terminated.wait()
         front = self.front
-        if front is None:
+        if front is None or self._node is None:
             return
+        self._node.begin_stop()
         front.drain()
         with trio.move_on_after(front.config.drain_timeout_ms / 1000):
             await front.wait_until_empty()
@@ -324,8 +336,29 @@ async def _open_real_node() -> AsyncIterator[tuple[Opened, HttpConfig]]:
     node = importlib.import_module("ayder.node")
     launch.refuse_optimised()
     config, _ = await trio.to_thread.run_sync(launch.with_token, launch.config_from_process(bind_known=False))
+    node.set_up_logging(config.logging)
     async with node.open_node(config) as opened:
-        yield opened, config.http
+        yield _RealNode(opened), config.http
+
+
+class _RealNode:
+    """``ayder.node.Node`` as the launch wants it."""
+
+    def __init__(self, node: Any) -> None:
+        self._node = node
+        self.application: Application = node.application
+
+    def add_front(self, front: Front) -> None:
+        """Its answers carry who the node is."""
+        self._node.add_front(front)
+
+    async def wait_ready(self) -> None:
+        """Until everything the log holds is applied."""
+        await self._node.wait_ready()
+
+    def begin_stop(self) -> None:
+        """From now on the node says that it is not ready and takes nothing new."""
+        self._node.broker.shutting_down = True
 
 
 install()

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import time
 
-from ayder.http.answers import AnswerQueue, Transport
+from ayder.http.answers import AnswerQueue
 from ayder.http.exchange import Request, Response
-from ayder.http.front import Front
+from ayder.http.front import Front, Transport
 from ayder.http.parser import CHUNKED, ChunkedBody, HeadReader, Refusal
 
 __all__ = ["MAX_READ_BYTES", "Connection"]

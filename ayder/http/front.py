@@ -1,7 +1,8 @@
 """What all connections of one listener share: the application, the limits, the clock, the reaper and the pump.
 
-Owns: the set of open connections, the bytes of bodies they hold together, one coarse clock, the list of connections that have
-something to do outside their own reading. Must not know: sockets, parsing, routes.
+Owns: the shapes of a connection and of what carries its bytes, the set of open connections, the bytes of bodies they hold
+together, one coarse clock, the list of connections that have something to do outside their own reading. Must not know:
+sockets, parsing, routes.
 
 No connection has a timer: ``reap`` runs once a tick for all of them, and every stamp a connection keeps is read from ``now``,
 which stands still between two ticks. A deadline therefore fires up to two ticks late and never early.
@@ -23,7 +24,7 @@ from ayder.config import HttpConfig
 from ayder.http.exchange import Application, Request, Response
 from ayder.http.writing import ExtraHeaders, HeadWriter
 
-__all__ = ["TICK_SECONDS", "Front", "Owner"]
+__all__ = ["TICK_SECONDS", "Front", "Owner", "Transport"]
 
 TICK_SECONDS = 0.25
 logger = logging.getLogger(__name__)
@@ -56,6 +57,30 @@ class Owner(Protocol):
 
     def all_sent(self) -> None:
         """The last answer of the connection is sent."""
+        ...
+
+
+class Transport(Protocol):
+    """What carries the bytes of one connection. Only ``drain`` waits."""
+
+    def try_send(self, pieces: list[bytes]) -> int:
+        """Send what fits now; returns how many bytes went. Raises ``OSError`` when the client is gone."""
+        ...
+
+    async def drain(self, data: memoryview) -> int:
+        """Wait until the client takes bytes again; returns how many went. Raises ``OSError`` when the client is gone."""
+        ...
+
+    def reading_changed(self) -> None:
+        """Whether the connection wants input may have changed, or the connection was handed over."""
+        ...
+
+    def shutdown_writing(self) -> None:
+        """Tell the client that nothing more comes, still reading. Never raises."""
+        ...
+
+    def close(self) -> None:
+        """Give up the client; the task that reads ends. Sync, repeatable."""
         ...
 
 

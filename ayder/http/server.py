@@ -258,4 +258,5 @@ async def serve_http(
 
     Raises ``OSError`` when the address cannot be bound or the certificate cannot be read.
     """
-    await HttpServer(application, config).serve(task_status=task_status)
+    async with trio.open_nursery() as nursery:
+        task_status.started(await nursery.start(HttpServer(application, config).serve))

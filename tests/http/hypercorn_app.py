@@ -12,18 +12,27 @@ import trio
 from ayder.config import HttpConfig
 from ayder.http.asgi import AsgiLaunch
 from ayder.http.exchange import Answer, ChunkSender, Request, Response, Work
+from ayder.http.front import Front
 from tests.http.toy import Toy
 
 
 class Opened:
     def __init__(self, application: Toy) -> None:
         self.application = application
+        self.stopping = False
+
+    def add_front(self, front: Front) -> None:
+        front.extra_headers = b"Toy-Front: 1\r\n"
+
+    async def wait_ready(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    def begin_stop(self) -> None:
+        self.stopping = True
 
 
 class Counting(Toy):
     """Adds paths that work without a test holding the strings."""
-
-    extra_headers = b"Toy-Node: n1\r\n"
 
     def __init__(self) -> None:
         super().__init__()

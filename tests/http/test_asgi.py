@@ -146,7 +146,7 @@ async def test_the_packets_that_end_a_bare_hypercorn(shared: Launched, packet: b
 async def test_the_fast_connection_serves_http11(shared: Launched) -> None:
     (answer,) = await shared.ask(GET)
     assert answer.headers[b"server"] == b"ayder"
-    assert answer.headers[b"toy-node"] == b"n1"
+    assert answer.headers[b"toy-front"] == b"1"
 
 
 async def test_a_hang_up_cancels_what_waits(shared: Launched) -> None:
@@ -221,7 +221,7 @@ async def check_http2(client: H2Client) -> None:
     await client.send(11, "POST", "/", b"x" * 1001)
     answers = await client.read(6)
     assert answers[1][0][":status"] == "200"
-    assert answers[1][0]["toy-node"] == "n1"
+    assert answers[1][0]["toy-front"] == "1"
     assert answers[3][1] == b"body"
     assert answers[5][1] == b"data: 0\n\ndata: 1\n\ndata: 2\n\n"
     assert (answers[7][0]["content-length"], answers[7][1]) == ("1000000", b"")
