@@ -45,7 +45,7 @@ class FileHandles:
 
     @contextmanager
     def borrow(self, name: str, generation: int = 0) -> Iterator[int]:
-        """A descriptor of the file; stays valid inside the ``with`` whatever happens to the name. Raises ``FileNotFoundError``."""
+        """A descriptor of the file, valid inside the ``with`` whatever happens to the name. Raises ``FileNotFoundError``."""
         with self._lock:
             handle = self._get(name, generation)
             handle.readers += 1

@@ -3,8 +3,8 @@
 Owns: the file ``meta`` (two slots) and the file ``dropped``. Must not know: segments' contents.
 
 ``meta``: the *synced watermark* tells rot from a torn tail: bytes before it had been synced, so if they do not verify the disk
-has lost them. It may lag, it is never ahead. Two slots of 512 bytes at 0 and 4096; unsynced saves only ever go to the slot that is
-not the last synced one, so a valid slot always exists, however a write is torn. Layout of a slot, little-endian::
+has lost them. It may lag, it is never ahead. Two slots of 512 bytes at 0 and 4096; unsynced saves only ever go to the slot that
+is not the last synced one, so a valid slot always exists, however a write is torn. Layout of a slot, little-endian::
 
     u32 magic "AYMT" | u16 version | u16 flags (1 = damaged) | u64 sequence | u64 incarnation | u64 segment_id | u64 position
     u64 index | u32 chain | u8 node id length | 3 zero bytes | 16 bytes cluster id | 128 bytes node id | zeros | u32 crc32c at 508

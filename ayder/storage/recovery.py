@@ -279,7 +279,7 @@ class _Recovery:
             self._floor = log.last_index + 1
             self._void_from = self._floor if last_index > log.last_index else 0
         elif log.unsealed and last_index != log.last_index:
-            raise self._lost(segment_id, f"the segment begins after entry {last_index}, the one before it ends with {log.last_index}")
+            raise self._lost(segment_id, f"it begins after entry {last_index}, the one before it ends with {log.last_index}")
         log.last_index = last_index
 
     def _replay(self, segment: UnsealedSegment, index: int, term: int, position: int, log_time_ms: int) -> None:

@@ -101,10 +101,12 @@ class Workload:
         self.store.close()
         self._mark()
 
-    def _mark(self, under_way: list[State] | None = None, checkpoints: list[tuple[int, bytes] | None] | None = None) -> None:
+    def _mark(
+        self, under_way: list[State] | None = None, checkpoints: list[tuple[int, bytes] | None] | None = None
+    ) -> None:
         self.moments.append(
             Moment(
-                len(self._recorded.operations), self.state, under_way or [], checkpoints or [self.checkpoint], dict(self.log_starts)
+                len(self._recorded.operations), self.state, under_way or [], checkpoints or [self.checkpoint], {**self.log_starts}
             )
         )
 
@@ -125,7 +127,8 @@ class Workload:
         new = []
         for index in range(first, first + choose.randint(1, 4)):
             longest = 800 if choose.random() < 0.1 else 30
-            new.append(make_entry(index, self._term, [random_run(choose, choose.randrange(3), longest) for _ in range(choose.randint(0, 2))]))
+            runs = [random_run(choose, choose.randrange(3), longest) for _ in range(choose.randint(0, 2))]
+            new.append(make_entry(index, self._term, runs))
         state = HardState(self._term, choose.choice((None, "node-1"))) if choose.random() < 0.2 else None
         self._write(new, state)
 
@@ -217,7 +220,8 @@ class Workload:
         first = store.first_index
         tail = store.read_entries(first, store.last_index, 1 << 40) if first <= store.last_index else []
         for state in allowed:
-            if (len(state.entries), state.hard_state) == (store.last_index, store.hard_state) and list(state.entries[first - 1 :]) == tail:
+            same_length = (len(state.entries), state.hard_state) == (store.last_index, store.hard_state)
+            if same_length and list(state.entries[first - 1 :]) == tail:
                 return state
         raise AssertionError(
             f"entries {first}..{store.last_index} with {store.hard_state} are none of "

@@ -31,9 +31,11 @@ class Operation(NamedTuple):
 
 
 class RecordingFiles:
-    """``Files`` in memory. ``operations`` is what was done, in order; kinds in ``deaf`` are done but not recorded: a lying disk."""
+    """``Files`` in memory. ``operations`` is what was done, in order; kinds in ``deaf`` are not recorded: a lying disk."""
 
-    def __init__(self, inodes: dict[int, bytes] | None = None, names: dict[str, int] | None = None, deaf: Sequence[str] = ()) -> None:
+    def __init__(
+        self, inodes: dict[int, Any] | None = None, names: dict[str, int] | None = None, deaf: Sequence[str] = ()
+    ) -> None:
         self.inodes: dict[int, bytearray] = {number: bytearray(data) for number, data in (inodes or {}).items()}
         self.names: dict[str, int] = dict(names or {})
         self.operations: list[Operation] = []

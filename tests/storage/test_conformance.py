@@ -18,7 +18,16 @@ from ayder.storage.backends import log_store_backend, log_store_names
 from ayder.storage.memory import MemoryDisk, MemoryLogStore, MemoryOptions
 from tests.storage.disks import RecordingFiles
 from tests.storage.model import (
-    Applied, check_entries, check_runs, entry_of, make_entry, note, partition, random_run, replay, simple_run,
+    Applied,
+    check_entries,
+    check_runs,
+    entry_of,
+    make_entry,
+    note,
+    partition,
+    random_run,
+    replay,
+    simple_run,
 )  # fmt: skip
 
 SMALL = 600
@@ -38,7 +47,9 @@ class Backend:
             return MemoryLogStore.open(
                 options=MemoryOptions(segment_bytes=segment_bytes, segment_blocks=segment_blocks), disk=self._disk
             )
-        options = AofOptions(segment_bytes=segment_bytes, segment_blocks=segment_blocks, preallocate_bytes=1024, reserve_bytes=512)
+        options = AofOptions(
+            segment_bytes=segment_bytes, segment_blocks=segment_blocks, preallocate_bytes=1024, reserve_bytes=512
+        )
         if self.kind == "aof":
             return AofLogStore.open(self._path or Path("never"), options, monotonic_ns=lambda: 0)
         return AofLogStore.open("/d", options, monotonic_ns=lambda: 0, files=self._files)
@@ -348,7 +359,8 @@ def test_a_gap_in_the_middle_is_known_after_opening_again(backend: Backend) -> N
     check_entries(store, entries)
     replay(store, entries)
     after = applied.ends_at[sealed[-1].last_index]
-    assert store.read_runs(partition(0), after[partition(0)], max_records=1, max_bytes=1)[0].entry.base_offset == after[partition(0)]
+    newest = store.read_runs(partition(0), after[partition(0)], max_records=1, max_bytes=1)
+    assert newest[0].entry.base_offset == after[partition(0)]
     hole = applied.ends_at[sealed[0].last_index][partition(0)]
     found = store.find_run(partition(0), hole)
     assert found is not None

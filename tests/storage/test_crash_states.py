@@ -81,7 +81,9 @@ def test_a_store_that_writes_the_watermark_before_the_sync_is_noticed(monkeypatc
         store = holder[0]
         segment = store._open
         tail, chain = segment.tail, segment.tail_chain
-        segment.tail, segment.tail_chain = tail + length, int.from_bytes(buffers[-2][4:8], "little") if len(buffers) > 1 else chain
+        if len(buffers) > 1:
+            segment.tail_chain = int.from_bytes(buffers[-2][4:8], "little")
+        segment.tail = tail + length
         store._save_watermark(sync=True)
         segment.tail, segment.tail_chain = tail, chain
         real(self, buffers, length)
@@ -147,7 +149,10 @@ def test_a_rewrite_that_renames_before_its_sync_is_noticed(monkeypatch: pytest.M
 
 
 def test_a_drop_that_does_not_write_down_what_it_drops_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ayder.storage.meta.DroppedSegments.add", lambda self, segment_id: self._ranges.append((segment_id, segment_id)))
+    def add(self: Any, segment_id: int) -> None:
+        self._ranges.append((segment_id, segment_id))
+
+    monkeypatch.setattr("ayder.storage.meta.DroppedSegments.add", add)
     assert_red()
 
 

@@ -12,13 +12,18 @@ import pytest
 
 from ayder.storage.directory_lock import DirectoryInUse, DirectoryLock
 
-HOLD = "import sys; from ayder.storage.directory_lock import DirectoryLock; l = DirectoryLock(sys.argv[1]); print('held', flush=True); input()"
+HOLD = """
+import sys
+from ayder.storage.directory_lock import DirectoryLock
+lock = DirectoryLock(sys.argv[1])
+print("held", flush=True)
+input()
+"""
 
 
 def test_a_second_holder_is_refused_with_the_first_ones_number(tmp_path: Path) -> None:
-    with DirectoryLock(tmp_path / "made"):
-        with pytest.raises(DirectoryInUse, match=f"in use by process {os.getpid()}"):
-            DirectoryLock(tmp_path / "made")
+    with DirectoryLock(tmp_path / "made"), pytest.raises(DirectoryInUse, match=f"in use by process {os.getpid()}"):
+        DirectoryLock(tmp_path / "made")
     with DirectoryLock(tmp_path / "made") as lock:
         lock.close()
         lock.close()

@@ -1,4 +1,4 @@
-"""A failing disk: what surely did not happen is refused and the store goes on; where nobody knows, it stops for good (S-2, D-12, D-13)."""
+"""A failing disk: what surely did not happen is refused, and where nobody knows, the store stops for good (S-2, D-12, D-13)."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_write_that_does_not_fit_is_taken_back_and_the_store_goes_on(error: in
             store.append([make_entry(5, 1, [simple_run(0, b"x" * 2000)]), make_entry(6, 1, [])], HardState(4, "me"))
         check_entries(store, entries)
         assert store.hard_state == HardState()
-        check_entries(open_on(RecordingFiles(dict(disk.inodes), disk.names)), entries)  # type: ignore[arg-type]
+        check_entries(open_on(RecordingFiles(disk.inodes, disk.names)), entries)
     entries += fill(store, 30, first=5)
     check_entries(store, entries)
     store.close()
@@ -143,7 +143,9 @@ def test_without_preallocation_files_grow_by_writing(error: int) -> None:
     check_entries(open_on(disk), entries)
 
 
-ROLL_FAULTS = [("open", error) for error in NO_ROOM[:3]] + [("fallocate", errno.ENOSPC), ("pwritev", errno.ENOSPC), ("pwritev", "short")]
+ROLL_FAULTS = [
+    *(("open", error) for error in NO_ROOM[:3]), ("fallocate", errno.ENOSPC), ("pwritev", errno.ENOSPC), ("pwritev", "short"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("kind", "error"), ROLL_FAULTS)
@@ -205,7 +207,7 @@ def test_sealing_on_a_full_disk_uses_the_reserve_and_else_leaves_the_segment_as_
     check_entries(store, entries)
     check_runs(store, applied)
     assert store.verify() == []
-    check_entries(open_on(RecordingFiles(dict(disk.inodes), disk.names)), entries)  # type: ignore[arg-type]
+    check_entries(open_on(RecordingFiles(disk.inodes, disk.names)), entries)
     seal_all(store, applied)
     check_runs(store, applied)
     store.drop_segment(first.segment_id)
@@ -275,14 +277,14 @@ def test_a_damaged_run_is_not_carried_into_a_rewritten_segment() -> None:
     inode[run.position + 50] ^= 1
     for _ in range(2):
         with pytest.raises(CorruptLog, match="seg-0000000000000001"):
-            store.rewrite_segment(1, {uid: 0 for uid in applied.runs})
+            store.rewrite_segment(1, dict.fromkeys(applied.runs, 0))
     store.append([make_entry(61, 1, [])], None)  # the log goes on, the old file stays
     assert "seg-0000000000000001" in store.verify()[0]
     store.close()
 
 
 def test_a_flipped_bit_on_the_way_from_the_disk_is_never_served() -> None:
-    disk, files, store, entries, applied = sealed_store()
+    _, files, store, entries, applied = sealed_store()
     seal_all(store, applied)
     caught = 0
     choose = random.Random(3)

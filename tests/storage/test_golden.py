@@ -23,12 +23,13 @@ DROPPED, COMPACTED = 1, 3
 
 def golden_entries() -> list[LogEntry]:
     """The log of the golden directory."""
-    entries = [LogEntry(1, 1, EntryKind.NOOP, 1_700_000_000_000, b""), LogEntry(2, 1, EntryKind.MEMBERSHIP, 1_700_000_000_000, b"me")]
+    start = 1_700_000_000_000
+    entries = [LogEntry(1, 1, EntryKind.NOOP, start, b""), LogEntry(2, 1, EntryKind.MEMBERSHIP, start, b"me")]
     for index in range(3, 41):
         runs = [simple_run(index % 4, b"value %d" % index, b"", bytes([index]) * (index % 5))]
         if index % 3 == 0:
             runs.append(simple_run(2, b'{"n":%d}' % index))
-        entries.append(make_entry(index, 1 + index // 15, runs, 1_700_000_000_000 + 10 * index))
+        entries.append(make_entry(index, 1 + index // 15, runs, start + 10 * index))
     return entries
 
 

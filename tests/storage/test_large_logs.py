@@ -119,7 +119,7 @@ def test_more_entries_in_one_append_than_a_gathering_write_takes(tmp_path: Path)
 
 
 def test_readers_in_threads_while_segments_are_sealed_rewritten_and_dropped(tmp_path: Path) -> None:
-    """Workers read at random while the writer appends and another worker does upkeep: always the right bytes, no descriptor lost."""
+    """Workers read while the writer appends and another worker does upkeep: always the right bytes, no descriptor lost."""
     store = AofLogStore.open(tmp_path / "log", AofOptions(segment_bytes=1500, preallocate_bytes=4096), monotonic_ns=lambda: 0)
     entries = fill(store, 400)
     applied = replay(store, entries)
