@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
 from ayder.errors import CorruptLog
+from ayder.runs import RUN_HEADER_BYTES
 
 __all__ = [
     "BLOCK_HEADER_BYTES",
@@ -121,7 +122,7 @@ class BatchHead(msgspec.Struct, array_like=True, frozen=True):
 
     uid: int
     producer: bytes
-    runs: int
+    runs: Annotated[int, msgspec.Meta(ge=1)]
 
 
 Command = BatchHead | CreateTopic | DeleteTopic | CommitOffsets | SetRetention | TrimPartitions
@@ -172,6 +173,8 @@ def decode_block(payload: bytes) -> Iterator[tuple[int, int, int, Command | None
         position += COMMAND_HEADER_BYTES
         if command_version != COMMAND_VERSION or position + length > len(payload):
             raise CorruptLog(f"command tag {tag} version {command_version} of {length} bytes cannot be read by this release")
+        if tag == RUN and length < RUN_HEADER_BYTES:
+            raise CorruptLog(f"a run of {length} bytes has no room for its header")
         yield tag, position, length, None if tag == RUN else _decode(tag, payload[position : position + length])
         position += length
 

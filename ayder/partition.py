@@ -9,6 +9,8 @@ back; eviction from the window depends on the log alone, so every node forgets t
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import attrs
 import msgspec
 
@@ -37,7 +39,7 @@ class IdempotencyWindow:
     entries: int
     window_ms: int
     seen: dict[bytes, Seen] = attrs.field(factory=dict)
-    """In order of first use: the oldest is the first to go."""
+    """In order of first use: the oldest is the first to go. A plain ``dict`` would search for it through all that went before."""
 
     def find(self, key: bytes, now_ms: int) -> Seen | None:
         """The first use of ``key``, if it is still inside the window at log time ``now_ms``."""
@@ -46,11 +48,14 @@ class IdempotencyWindow:
 
     def add(self, key: bytes, first: Seen) -> None:
         """Remember a first use and forget what has left the window."""
-        self.seen.pop(key, None)
-        self.seen[key] = first
+        seen = self.seen
+        if not isinstance(seen, OrderedDict):  # made late: most partitions never see a key
+            seen = self.seen = OrderedDict(seen)
+        seen.pop(key, None)
+        seen[key] = first
         horizon = first.log_time_ms - self.window_ms
-        while len(self.seen) > self.entries or next(iter(self.seen.values())).log_time_ms < horizon:
-            del self.seen[next(iter(self.seen))]
+        while len(seen) > self.entries or next(iter(seen.values())).log_time_ms < horizon:
+            seen.popitem(last=False)
 
 
 @attrs.define(slots=True, eq=False)

@@ -10,6 +10,7 @@ and holds exactly the bases of the cached runs.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections import OrderedDict
 
 from ayder.runs import Run
 
@@ -51,7 +52,7 @@ class RunCache:
 
     def __init__(self, budget_bytes: int) -> None:
         self._budget_bytes = budget_bytes
-        self._runs: dict[tuple[int, int], CachedRun] = {}
+        self._runs: OrderedDict[tuple[int, int], CachedRun] = OrderedDict()
         self._bases: dict[int, list[int]] = {}
         self.size_bytes = 0
 
@@ -83,7 +84,7 @@ class RunCache:
         if offset >= cached.base_offset + cached.count:
             return None
         if touch:
-            self._runs[key] = self._runs.pop(key)
+            self._runs.move_to_end(key)
         return cached
 
     def forget(self, uid: int) -> None:

@@ -250,7 +250,7 @@ class Run:
         """Record bytes (values and keys) of the first ``i`` records: what trimming them frees."""
         if i <= 0:
             return 0
-        key_bytes = self._column(1, i)[i - 1] if self.flags & KEYS else 0
+        key_bytes = self._end_at(1, i - 1) if self.flags & KEYS else 0
         value_bytes: int = self.ends[i - 1] - self.gap * (i - 1)
         return value_bytes + key_bytes
 
