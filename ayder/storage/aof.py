@@ -97,7 +97,7 @@ class AofLogStore:
         try:
             store._start(recover_log(reader, listing, dropped, meta.state))
         except BaseException:
-            meta.close()
+            store._give_up()
             raise
         return store
 
@@ -122,6 +122,14 @@ class AofLogStore:
             if error.errno in NO_SPACE:
                 raise StorageFull(f"no room to begin a log in {directory}: {error}") from error
             raise
+
+    def _give_up(self) -> None:
+        """Opening failed: leave no descriptor behind."""
+        self._meta.close()
+        self._reader.handles.close()
+        writer: SegmentWriter | None = getattr(self, "_writer", None)
+        if writer is not None:
+            writer.close()
 
     def _start(self, log: Recovered) -> None:
         self.report = log.report

@@ -19,6 +19,7 @@ page of a part ends with its elements and their checksum. A look-up reads and ve
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import attrs
@@ -27,8 +28,8 @@ from crc32c import crc32c
 from ayder.errors import CorruptLog
 
 __all__ = [
-    "BLOCKS", "COMPACTED", "DIRECTORY", "ELEMENT_BYTES", "RUNS", "TERMS", "TRAILER_BYTES", "Part", "Trailer", "decode_page",
-    "encode_parts", "page_place",
+    "BLOCKS", "COMPACTED", "DIRECTORY", "ELEMENT_BYTES", "RUNS", "TERMS", "TRAILER_BYTES", "FooterWriter", "Part", "Trailer",
+    "decode_page", "page_of", "page_span",
 ]  # fmt: skip
 
 FORMAT_VERSION = 1
@@ -41,6 +42,7 @@ ELEMENT_BYTES = (16, 16, 48, 48)
 _MAGIC = int.from_bytes(b"AYTR", "little")
 _PAGE_BYTES = 4096
 _PAGE_ROOM = _PAGE_BYTES - 4
+_PIECE_PAGES = 64
 _TRAILER = struct.Struct("<IHHQQQQQqqQ" + "QQII" * 4 + "III16sQ")
 TRAILER_BYTES = _TRAILER.size + 4
 assert TRAILER_BYTES == 208
@@ -118,37 +120,67 @@ def _salt(own_chain: int, part: int, page: int) -> int:
     return (own_chain + (part << 28) + page) & 0xFFFFFFFF
 
 
-def _encode_part(data: bytes, part: int, own_chain: int) -> bytes:
-    step = _PAGE_ROOM - _PAGE_ROOM % ELEMENT_BYTES[part]
-    pages = []
-    for number, at in enumerate(range(0, len(data), step)):
-        body = data[at : at + step]
-        if at + step < len(data):
+class FooterWriter:
+    """Writes the four parts one after the other, a piece at a time: an index of many megabytes is never in memory twice."""
+
+    def __init__(self, write: Callable[[bytes, int], None], position: int, own_chain: int) -> None:
+        """``write(data, position)`` puts bytes into the file; the parts begin at ``position``."""
+        self._write = write
+        self._own_chain = own_chain
+        self.position = position
+        """Where the next part begins."""
+        self.parts: tuple[Part, ...] = ()
+
+    def add(self, chunks: Iterable[bytes | bytearray]) -> None:
+        """Write the next part, whose elements are those of the chunks, each of which holds whole elements."""
+        part = len(self.parts)
+        start = self.position
+        size = crc = page = 0
+        waiting = bytearray()
+        step = _PAGE_ROOM - _PAGE_ROOM % ELEMENT_BYTES[part]
+        for chunk in chunks:
+            waiting += chunk
+            size += len(chunk)
+            if len(waiting) > _PIECE_PAGES * step:
+                # One page is kept back: the last one of a part is laid out differently.
+                pages = (len(waiting) - 1) // step
+                crc = self._put(_paged(waiting, pages, step, part, page, self._own_chain), crc)
+                del waiting[: pages * step]
+                page += pages
+        pages = -(-len(waiting) // step)
+        crc = self._put(_paged(waiting, pages, step, part, page, self._own_chain), crc)
+        self.parts += (Part(start, size // ELEMENT_BYTES[part], crc, self.position - start),)
+
+    def _put(self, data: bytes, crc: int) -> int:
+        if data:
+            self._write(data, self.position)
+            self.position += len(data)
+        after: int = crc32c(data, crc)
+        return after
+
+
+def _paged(data: bytearray, pages: int, step: int, part: int, first_page: int, own_chain: int) -> bytes:
+    """That many pages from the front of ``data``; a short one is the last of its part."""
+    found = []
+    for number in range(pages):
+        body = bytes(data[number * step : (number + 1) * step])
+        if len(data) > (number + 1) * step:
             body = body.ljust(_PAGE_ROOM, b"\0")
-        pages.append(body + crc32c(body, _salt(own_chain, part, number)).to_bytes(4, "little"))
-    return b"".join(pages)
+        found.append(body + crc32c(body, _salt(own_chain, part, first_page + number)).to_bytes(4, "little"))
+    return b"".join(found)
 
 
-def encode_parts(datas: tuple[bytes, bytes, bytes, bytes], position: int, own_chain: int) -> tuple[bytes, tuple[Part, ...]]:
-    """The four parts end to end as they are written at ``position``, and where each lies."""
-    encoded = []
-    parts = []
-    for part, data in enumerate(datas):
-        pages = _encode_part(data, part, own_chain)
-        parts.append(Part(position, len(data) // ELEMENT_BYTES[part], crc32c(pages), len(pages)))
-        encoded.append(pages)
-        position += len(pages)
-    return b"".join(encoded), tuple(parts)
+def page_of(part: int, element: int) -> int:
+    """Number of the page that holds an element."""
+    return element // (_PAGE_ROOM // ELEMENT_BYTES[part])
 
 
-def page_place(where: Part, part: int, element: int) -> tuple[int, int, int, int]:
-    """Of the page that holds an element: its number, position and length, and the number of its first element."""
-    size = ELEMENT_BYTES[part]
-    per_page = _PAGE_ROOM // size
-    page = element // per_page
+def page_span(where: Part, part: int, page: int) -> tuple[int, int, int]:
+    """Of a page: position, length, and the number of its first element."""
+    per_page = _PAGE_ROOM // ELEMENT_BYTES[part]
     first = page * per_page
     left = where.count - first
-    return page, where.position + page * _PAGE_BYTES, _PAGE_BYTES if left > per_page else left * size + 4, first
+    return where.position + page * _PAGE_BYTES, _PAGE_BYTES if left > per_page else left * ELEMENT_BYTES[part] + 4, first
 
 
 def decode_page(data: bytes, part: int, page: int, own_chain: int) -> memoryview:

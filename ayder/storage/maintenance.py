@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import struct
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import attrs
 from crc32c import crc32c
@@ -20,7 +22,7 @@ from ayder.entries import LogIndex, Term
 from ayder.errors import CorruptLog
 from ayder.runs import Run
 from ayder.storage.files import Files, write_exactly
-from ayder.storage.footer import COMPACTED, RUNS, TRAILER_BYTES, Trailer, encode_parts
+from ayder.storage.footer import COMPACTED, RUNS, TRAILER_BYTES, FooterWriter, Part, Trailer
 from ayder.storage.frame import FRAME_HEADER_BYTES, Frame, encode_header, scan_frames
 from ayder.storage.run_index import PackedRuns
 from ayder.storage.sealed import PartitionEnd, SealedSegment
@@ -28,7 +30,8 @@ from ayder.storage.segment import SEGMENT_HEADER_BYTES, SegmentHeader, UnsealedS
 
 __all__ = ["live_bytes", "rewrite_into", "seal_file", "verify_sealed", "verify_unsealed"]
 
-_NEVER = -1
+_NEVER = (-1, -1)
+_AT_ONCE = 4096
 _BLOCK_HEADER = struct.Struct("<B3xI")
 _COMMAND_HEADER = struct.Struct("<BBHI")
 assert (_BLOCK_HEADER.size, _COMMAND_HEADER.size) == (BLOCK_HEADER_BYTES, COMMAND_HEADER_BYTES)
@@ -41,73 +44,71 @@ def seal_file(
     older: Sequence[PartitionEnd],
 ) -> tuple[Trailer, int]:  # fmt: skip
     """Give a full segment its footer. Returns the trailer and the file's size. Raises ``OSError``."""
-    runs, directory = _index_of(dict(segment.runs.items()), end_offsets, older)
-    blocks = array("q")
-    for number, position in enumerate(segment.positions):
-        blocks.append(segment.start + number)
-        blocks.append(position)
-    header = segment.header
-    starts = array("q", (word for start in terms for word in start))
-    parts, places = encode_parts((blocks.tobytes(), starts.tobytes(), runs, directory), segment.tail, segment.tail_chain)
-    trailer = Trailer(
-        header.segment_id, 0, segment.start, segment.last_index, terms[0][1] if terms else 0, terms[-1][1] if terms else 0,
-        segment.first_time_ms, segment.last_time_ms, segment.tail, places,
-        header.chain_in, segment.tail_chain, segment.tail_chain, header.cluster_id,
-    )  # fmt: skip
     fd = files.open(path)
     try:
-        end = segment.tail + len(parts)
-        write_exactly(files, fd, parts, segment.tail)
-        files.ftruncate(fd, end)
+        parts = FooterWriter(partial(write_exactly, files, fd), segment.tail, segment.tail_chain)
+        parts.add(_block_index(segment))
+        parts.add([array("q", (word for start in terms for word in start)).tobytes()])
+        runs = segment.runs.copy()
+        parts.add(runs.get(uid, b"") for uid in sorted(end_offsets))
+        parts.add([_directory(runs, end_offsets, older)])
+        files.ftruncate(fd, parts.position)
         files.fsync(fd)
-        write_exactly(files, fd, trailer.encode(), end)
+        trailer = _sealed_trailer(segment, terms, parts.parts)
+        write_exactly(files, fd, trailer.encode(), parts.position)
         files.fsync(fd)
     finally:
         files.close(fd)
-    return trailer, end + TRAILER_BYTES
+    return trailer, parts.position + TRAILER_BYTES
 
 
-def _index_of(runs: dict[int, bytearray], end_offsets: Mapping[int, int], older: Sequence[PartitionEnd]) -> tuple[bytes, bytes]:
-    """The RUNS and DIRECTORY parts: runs of live partitions only, and for each of those where it stands at the segment's end."""
-    before = {end.uid: end for end in older}
-    packed: list[bytes | bytearray] = []
+def _sealed_trailer(segment: UnsealedSegment, terms: Sequence[tuple[LogIndex, Term]], parts: tuple[Part, ...]) -> Trailer:
+    header, chain = segment.header, segment.tail_chain
+    return Trailer(
+        header.segment_id, 0, segment.start, segment.last_index, terms[0][1] if terms else 0, terms[-1][1] if terms else 0,
+        segment.first_time_ms, segment.last_time_ms, segment.tail, parts, header.chain_in, chain, chain, header.cluster_id,
+    )  # fmt: skip
+
+
+def _block_index(segment: UnsealedSegment) -> Iterator[bytes]:
+    for at in range(0, len(segment.positions), _AT_ONCE):
+        blocks = array("q")
+        for number, position in enumerate(segment.positions[at : at + _AT_ONCE], segment.start + at):
+            blocks.extend((number, position))
+        yield blocks.tobytes()
+
+
+def _directory(runs: Mapping[int, bytearray], end_offsets: Mapping[int, int], older: Sequence[PartitionEnd]) -> bytes:
+    """For every live partition, where its runs are and where it stands at the segment's end."""
+    before = {end.uid: (end.last_bytes_before, end.last_time_ms) for end in older}
     directory = array("q")
     first = 0
     for uid in sorted(end_offsets):
-        mine = runs.get(uid, b"")
-        table = PackedRuns(mine)
-        old = before.get(uid)
-        last_bytes, last_time = (old.last_bytes_before, old.last_time_ms) if old else (_NEVER, _NEVER)
+        table = PackedRuns(runs.get(uid, b""))
+        last_bytes, last_time = before.get(uid, _NEVER)
         if table.count:
             last = table.entry(table.count - 1)
             last_bytes, last_time = last.bytes_before, last.log_time_ms
         directory.extend((uid, end_offsets[uid], first, table.count, last_bytes, last_time))
-        packed.append(mine)
         first += table.count
-    return b"".join(packed), directory.tobytes()
+    return directory.tobytes()
 
 
 def live_bytes(segment: SealedSegment, log_starts: Mapping[int, int]) -> int:
     """See ``LogStore.live_bytes``."""
-    words = segment.part(RUNS)
     total = 0
-    for end, first in _live_parts(segment, words, log_starts):
-        total += sum(words[6 * first + LENGTH : 6 * (end.first_run + end.runs) : 6].tolist())
+    for end in segment.directory():
+        log_start = log_starts.get(end.uid)
+        if log_start is None or end.end_offset <= log_start:
+            continue
+        for words in segment.slices(RUNS, end.first_run, end.runs):
+            total += sum(words[6 * _first_live(words, 0, len(words) // 6, log_start) + LENGTH :: 6])
     return total
 
 
-def _live_parts(segment: SealedSegment, words: memoryview, log_starts: Mapping[int, int]) -> Iterator[tuple[PartitionEnd, int]]:
-    """(directory element, number of its first live entry) of each partition with retained runs here."""
-    for end in segment.directory():
-        log_start = log_starts.get(end.uid)
-        if log_start is None or not end.runs:
-            continue
-        first = end.first_run
-        stop = first + end.runs
-        while first < stop and words[6 * first + BASE] + words[6 * first + COUNT] <= log_start:
-            first += 1
-        if first < stop:
-            yield end, first
+def _first_live(words: memoryview, first: int, stop: int, log_start: int) -> int:
+    """Number of the first of the entries ``first..stop-1`` that ends above ``log_start``; ``stop`` when there is none."""
+    return bisect_right(range(stop), log_start, lo=first, key=lambda i: words[6 * i + BASE] + words[6 * i + COUNT])
 
 
 # -- rewriting ------------------------------------------------------------------------------------------------------
@@ -116,19 +117,40 @@ class _Rewritten:
     """What has been put into the new file so far."""
 
     seed: int
+    runs: memoryview
+    """The old RUNS part."""
+    live: list[tuple[PartitionEnd, int]]
+    """(directory element, number of its first live entry) of each partition with retained runs."""
+    moved: array[int]
+    """New position of each run of the old part; 0 where it is not kept."""
     position: int = SEGMENT_HEADER_BYTES
     blocks: array[int] = attrs.field(factory=lambda: array("q"))
     terms: array[int] = attrs.field(factory=lambda: array("q"))
-    moved: dict[int, int] = attrs.field(factory=dict)
-    """Old position of a run → new one."""
 
-    def block(self, frame: Frame, kept: list[tuple[int, bytes]]) -> bytes:
-        """The frame again with the kept commands only; each is (old position of its run, command with its header)."""
-        payload = b"".join((_BLOCK_HEADER.pack(BLOCK_VERSION, len(kept)), *(command for _, command in kept)))
+    @classmethod
+    def of(cls, segment: SealedSegment, log_starts: Mapping[int, int], seed: int) -> _Rewritten:
+        words = segment.part(RUNS)
+        live = []
+        for end in segment.directory():
+            log_start = log_starts.get(end.uid)
+            if log_start is not None and end.end_offset > log_start:
+                stop = end.first_run + end.runs
+                if (first := _first_live(words, end.first_run, stop, log_start)) < stop:
+                    live.append((end, first))
+        return cls(seed, words, live, array("q", bytes(len(words) // 6 * 8)))
+
+    def wanted(self) -> list[int]:
+        """Numbers of the runs to keep, in the order of the file."""
+        numbers = (i for end, first in self.live for i in range(first, end.first_run + end.runs))
+        return sorted(numbers, key=lambda i: self.runs[6 * i + POSITION])
+
+    def block(self, frame: Frame, kept: Sequence[int], commands: Sequence[bytes]) -> bytes:
+        """The frame again with the kept commands only, each with its header; ``kept`` numbers their runs."""
+        payload = b"".join((_BLOCK_HEADER.pack(BLOCK_VERSION, len(kept)), *commands))
         header, crc = encode_header(self.seed, frame.index, frame.term, frame.log_time_ms, frame.kind, payload)
-        at = self.position + FRAME_HEADER_BYTES + _BLOCK_HEADER.size
-        for old, command in kept:
-            self.moved[old] = at + _COMMAND_HEADER.size
+        at = self.position + FRAME_HEADER_BYTES + BLOCK_HEADER_BYTES
+        for i, command in zip(kept, commands, strict=True):
+            self.moved[i] = at + COMMAND_HEADER_BYTES
             at += len(command)
         self.blocks.extend((frame.index, self.position))
         if not self.terms or self.terms[-1] != frame.term:
@@ -137,6 +159,25 @@ class _Rewritten:
         self.position = at
         return header + payload
 
+    def entries(self) -> Iterator[bytes]:
+        """The new RUNS part."""
+        for end, first in self.live:
+            found = array("q", self.runs[6 * first : 6 * (end.first_run + end.runs)])
+            found[POSITION::6] = self.moved[first : end.first_run + end.runs]
+            yield found.tobytes()
+
+    def directory(self, segment: SealedSegment, log_starts: Mapping[int, int]) -> bytes:
+        """The new DIRECTORY part: every partition that still lives."""
+        kept = {end.uid: end.first_run + end.runs - first for end, first in self.live}
+        directory = array("q")
+        at = 0
+        for end in segment.directory():
+            if end.uid in log_starts:
+                count = kept.get(end.uid, 0)
+                directory.extend((end.uid, end.end_offset, at, count, end.last_bytes_before, end.last_time_ms))
+                at += count
+        return directory.tobytes()
+
 
 def rewrite_into(files: Files, path: str, segment: SealedSegment, log_starts: Mapping[int, int]) -> tuple[Trailer, int]:
     """Write to the new file ``path`` the segment without its dead runs, and fsync. Returns trailer and size.
@@ -144,40 +185,42 @@ def rewrite_into(files: Files, path: str, segment: SealedSegment, log_starts: Ma
     Raises ``OSError``, ``CorruptLog`` (a run to keep does not verify: the old file stays).
     """
     old = segment.trailer
-    words = segment.part(RUNS)
-    live = list(_live_parts(segment, words, log_starts))
-    wanted = sorted(
-        (words[6 * i + POSITION], words[6 * i + LENGTH]) for end, first in live for i in range(first, end.first_run + end.runs)
-    )
     header = SegmentHeader(old.segment_id, old.first_index, old.chain_in, old.cluster_id, old.first_time_ms, COMPACTED)
-    new = _Rewritten(header.seed)
+    new = _Rewritten.of(segment, log_starts, header.seed)
     fd = files.open(path, create=True)
     try:
         write_exactly(files, fd, header.encode(), 0)
-        for data, at in _kept_frames(segment, wanted, new):
+        for data, at in _kept_frames(segment, new):
             write_exactly(files, fd, data, at)
-        trailer, parts = _rewritten_trailer(segment, words, live, log_starts, new)
-        write_exactly(files, fd, parts + trailer.encode(), new.position)
+        parts = FooterWriter(partial(write_exactly, files, fd), new.position, new.seed)
+        for chunks in ([new.blocks.tobytes()], [new.terms.tobytes()], new.entries(), [new.directory(segment, log_starts)]):
+            parts.add(chunks)
+        flags = old.flags | COMPACTED
+        trailer = attrs.evolve(old, flags=flags, frames_end=new.position, parts=parts.parts, own_chain=new.seed)
+        write_exactly(files, fd, trailer.encode(), parts.position)
         files.fsync(fd)
     finally:
         files.close(fd)
-    return trailer, new.position + len(parts) + TRAILER_BYTES
+    return trailer, parts.position + TRAILER_BYTES
 
 
-def _kept_frames(segment: SealedSegment, wanted: list[tuple[int, int]], new: _Rewritten) -> Iterator[tuple[bytes, int]]:
+def _kept_frames(segment: SealedSegment, new: _Rewritten) -> Iterator[tuple[bytes, int]]:
     """The new frames and where they go, in order, one in memory at a time."""
+    wanted = new.wanted()
     nth = 0
     for frame in _frames(segment):
         stop = frame.position + FRAME_HEADER_BYTES + frame.length
         mine = nth
-        while nth < len(wanted) and wanted[nth][0] < stop:
+        while nth < len(wanted) and new.runs[6 * wanted[nth] + POSITION] < stop:
             nth += 1
-        if nth == mine:
-            continue
-        data = segment.read(FRAME_HEADER_BYTES + frame.length, frame.position)
-        kept = [(position, _run_command(segment, data, frame.position, position, size)) for position, size in wanted[mine:nth]]
-        at = new.position
-        yield new.block(frame, kept), at
+        if nth > mine:
+            data = segment.read(FRAME_HEADER_BYTES + frame.length, frame.position)
+            kept = wanted[mine:nth]
+            commands = [
+                _run_command(segment, data, frame.position, new.runs[6 * i + POSITION], new.runs[6 * i + LENGTH]) for i in kept
+            ]
+            at = new.position
+            yield new.block(frame, kept, commands), at
 
 
 def _frames(segment: SealedSegment) -> Iterator[Frame]:
@@ -202,32 +245,6 @@ def _run_command(segment: SealedSegment, data: bytes, frame_position: int, posit
         raise CorruptLog(f"{segment.name}: no run command of {length} bytes ends in a run at byte {position}")
     Run(data[at : at + length]).verify()
     return data[start : at + length]
-
-
-def _rewritten_trailer(
-    segment: SealedSegment,
-    words: memoryview,
-    live: list[tuple[PartitionEnd, int]],
-    log_starts: Mapping[int, int],
-    new: _Rewritten,
-) -> tuple[Trailer, bytes]:
-    runs = array("q")
-    kept: dict[int, tuple[int, int]] = {}
-    for end, first in live:
-        kept[end.uid] = (len(runs) // 6, end.first_run + end.runs - first)
-        for i in range(first, end.first_run + end.runs):
-            entry = words[6 * i : 6 * i + 6].tolist()
-            entry[POSITION] = new.moved[entry[POSITION]]
-            runs.extend(entry)
-    directory = array("q")
-    for end in segment.directory():
-        if end.uid in log_starts:
-            first, count = kept.get(end.uid, (0, 0))
-            directory.extend((end.uid, end.end_offset, first, count, end.last_bytes_before, end.last_time_ms))
-    datas = (new.blocks.tobytes(), new.terms.tobytes(), runs.tobytes(), directory.tobytes())
-    parts, places = encode_parts(datas, new.position, new.seed)
-    flags = segment.trailer.flags | COMPACTED
-    return attrs.evolve(segment.trailer, flags=flags, frames_end=new.position, parts=places, own_chain=new.seed), parts
 
 
 # -- checking -------------------------------------------------------------------------------------------------------

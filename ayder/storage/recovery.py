@@ -11,6 +11,7 @@ Source: RELIABILITY S-1, R-16; PAR (FAST'18).
 
 from __future__ import annotations
 
+import errno
 from bisect import bisect_right
 from functools import partial
 
@@ -148,8 +149,13 @@ class _Recovery:
         newest = ids[-1] if ids else 0
         leftovers = list(listing.leftovers)
         for segment_id in ids:
-            if self._take_sealed(segment_id, newest) or self._take_unsealed(segment_id):
-                continue
+            try:
+                if self._take_sealed(segment_id, newest) or self._take_unsealed(segment_id):
+                    continue
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                raise self._lost(segment_id, f"it cannot be read ({error})") from error
             if segment_id != newest or self._mark.segment_id >= segment_id:
                 raise self._lost(segment_id, "the segment's beginning fails its checksum")
             leftovers.append(segment_name(segment_id))  # a roll that did not get as far as being used

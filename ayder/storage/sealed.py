@@ -6,7 +6,9 @@ Memory per segment is the trailer only; pages are shared through a byte-bounded 
 
 from __future__ import annotations
 
+import errno
 from bisect import bisect_left
+from collections.abc import Iterator
 from itertools import count
 from typing import NamedTuple, Protocol
 
@@ -22,6 +24,7 @@ from ayder.storage.interface import RunEntry, SegmentInfo
 __all__ = ["PagedRuns", "PartitionEnd", "SealedSegment", "SegmentReader", "StoredSegment"]
 
 _generations = count(1)
+_PAGES_AT_ONCE = 64
 
 
 class StoredSegment(Protocol):
@@ -54,6 +57,10 @@ class SegmentReader:
                 return pread_exactly(self.files, fd, length, position)
             except EOFError as error:
                 raise CorruptLog(f"{self.directory}/{segment.name}: {error}") from error
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                raise CorruptLog(f"{self.directory}/{segment.name}, byte {position}: {error}") from error
 
 
 class PartitionEnd(NamedTuple):
@@ -91,14 +98,13 @@ class SealedSegment:
 
     def page(self, part: int, element: int) -> tuple[memoryview, int]:
         """The verified page that holds an element, as words, and the number of the page's first element."""
-        number, position, length, first = footer.page_place(self.trailer.parts[part], part, element)
+        where = self.trailer.parts[part]
+        number = footer.page_of(part, element)
+        position, length, first = footer.page_span(where, part, number)
         key = (self.generation, position)
         page = self._reader.pages.get(key)
         if page is None:
-            try:
-                page = footer.decode_page(self.read(length, position), part, number, self.trailer.own_chain)
-            except CorruptLog as error:
-                raise CorruptLog(f"{self._reader.directory}/{self.name}, byte {position}: {error}") from error
+            page = self._decode(self.read(length, position), part, number, position)
             self._reader.pages.put(key, page)
         return page, first
 
@@ -113,21 +119,35 @@ class SealedSegment:
         page, first = self.page(part, i)
         return page[(ELEMENT_BYTES[part] >> 3) * (i - first) + field]
 
-    def part(self, part: int) -> memoryview:
-        """All words of a part, each page verified, the cache left alone."""
+    def slices(self, part: int, first: int, count: int) -> Iterator[memoryview]:
+        """The words of ``count`` elements from ``first`` on, some pages at a time, each page verified, the cache left alone."""
         where = self.trailer.parts[part]
-        data = self.read(where.length, where.position)
+        words = ELEMENT_BYTES[part] >> 3
+        stop = first + count
+        while first < stop:
+            number = footer.page_of(part, first)
+            last = min(footer.page_of(part, stop - 1), number + _PAGES_AT_ONCE - 1)
+            position = footer.page_span(where, part, number)[0]
+            start, length, _ = footer.page_span(where, part, last)
+            data = self.read(start + length - position, position)
+            for page in range(number, last + 1):
+                start, length, page_first = footer.page_span(where, part, page)
+                found = self._decode(data[start - position : start - position + length], part, page, start)
+                end = min(stop - page_first, len(found) // words)
+                yield found[words * (first - page_first) : words * end]
+                first = page_first + end
+
+    def _decode(self, data: bytes, part: int, number: int, position: int) -> memoryview:
+        try:
+            return footer.decode_page(data, part, number, self.trailer.own_chain)
+        except CorruptLog as error:
+            raise CorruptLog(f"{self._reader.directory}/{self.name}, byte {position}: {error}") from error
+
+    def part(self, part: int) -> memoryview:
+        """All words of a part."""
         words = bytearray()
-        i = 0
-        while i < where.count:
-            number, position, length, _ = footer.page_place(where, part, i)
-            at = position - where.position
-            try:
-                page = footer.decode_page(data[at : at + length], part, number, self.trailer.own_chain)
-            except CorruptLog as error:
-                raise CorruptLog(f"{self._reader.directory}/{self.name}, byte {position}: {error}") from error
-            words += page.cast("B")
-            i += len(page) // (ELEMENT_BYTES[part] >> 3)
+        for found in self.slices(part, 0, self.trailer.parts[part].count):
+            words += found.cast("B")
         return memoryview(words).cast("q")
 
     # -- partitions -----------------------------------------------------------------------------------------------

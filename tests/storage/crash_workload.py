@@ -101,9 +101,7 @@ class Workload:
         self.store.close()
         self._mark()
 
-    def _mark(
-        self, under_way: list[State] | None = None, checkpoints: list[tuple[int, bytes] | None] | None = None
-    ) -> None:
+    def _mark(self, under_way: list[State] | None = None, checkpoints: list[tuple[int, bytes] | None] | None = None) -> None:
         self.moments.append(
             Moment(
                 len(self._recorded.operations), self.state, under_way or [], checkpoints or [self.checkpoint], {**self.log_starts}
