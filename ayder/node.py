@@ -187,6 +187,8 @@ def _build(config: Config, broker: Broker, store: Any, checkpoints: Any, collect
     consensus = Consensus(
         node_id=raft.node_id, voters=(raft.node_id,), log=store, election_ticks=max(1, raft.election_timeout_ms // raft.tick_ms)
     )
+    for info in store.segments():  # the entries behind the checkpoint carry later times than the state does
+        consensus.observe_log_time(info.last_time_ms)
     consensus.observe_log_time(broker.state.log_time_ms)
     driver = Driver(
         consensus=consensus, log=store, source=broker, applier=broker, tick_s=raft.tick_ms / 1000, clock_ms=wall_clock_ms
