@@ -56,6 +56,9 @@ class FileCheckpointStore:
         for name in files.listdir(self._directory):
             if name.endswith(".tmp"):
                 files.unlink(f"{self._directory}/{name}")
+        # A process killed after its rename may have left a name that is not durable yet. Whoever sees it will rely on it, and
+        # drop the log behind it.
+        files.fsync_dir(self._directory)
 
     def _indexes(self) -> list[LogIndex]:
         """Newest first."""

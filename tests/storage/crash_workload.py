@@ -12,19 +12,16 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
-from typing import Any
 
 import attrs
 
 from ayder.entries import HardState, LogEntry
 from ayder.storage.aof import AofLogStore, AofOptions
 from ayder.storage.checkpoints import FileCheckpointStore
-from tests.storage.disks import RecordingFiles
+from tests.storage.disks import Killed, KillSwitch, RecordingFiles
 from tests.storage.model import Applied, check_entries, check_runs, make_entry, note, random_run, replay
 
 LOG, CHECKPOINTS = "/d/log", "/d/checkpoints"
-Wrap = Callable[[RecordingFiles], Any]
 
 
 def options_for(seed: int) -> AofOptions:
@@ -32,7 +29,8 @@ def options_for(seed: int) -> AofOptions:
     choose = random.Random(seed)
     return AofOptions(
         segment_bytes=choose.choice((200, 400, 900, 2000)), segment_blocks=choose.choice((3, 1000)),
-        preallocate_bytes=choose.choice((0, 300, 1024)), watermark_interval_ms=choose.choice((0, 5, 10**6)), reserve_bytes=0,
+        preallocate_bytes=choose.choice((0, 300, 1024)), watermark_interval_ms=choose.choice((0, 5, 10**6)),
+        reserve_bytes=choose.choice((0, 100)),
     )  # fmt: skip
 
 
@@ -60,9 +58,10 @@ class Moment:
 class Workload:
     """One random history on ``files``; ``moments`` is its record."""
 
-    def __init__(self, seed: int, files: RecordingFiles, wrap: Wrap = lambda files: files) -> None:
+    def __init__(self, seed: int, files: RecordingFiles) -> None:
         self._choose = random.Random(seed)
-        self._files = wrap(files)
+        self._files = KillSwitch(files)
+        self.kills = 0
         self._recorded = files
         self.options = options_for(seed)
         self._now_ns = 0
@@ -77,28 +76,53 @@ class Workload:
 
     def run(self, steps: int) -> None:
         """Do that many random things."""
-        choose = self._choose
         for _ in range(steps):
-            self._now_ns += choose.randrange(4_000_000)
-            choice = choose.random()
-            if choice < 0.5:
-                self._append()
-            elif choice < 0.6:
-                self._vote()
-            elif choice < 0.75:
-                self._apply()
-            elif choice < 0.85:
-                self._seal()
-            elif choice < 0.93:
-                self._collect()
-            elif choice < 0.96:
-                self._write_checkpoint()
-            elif choice < 0.98:
-                self.store.idle()
-            else:
-                self.store.close()
-                self._open()
+            self._now_ns += self._choose.randrange(4_000_000)
+            if self._choose.random() < 0.06:
+                self._files.countdown = self._choose.randrange(8)
+            try:
+                self._step()
+            except Killed:
+                self._start_again()
+        self._files.countdown = -1
         self.store.close()
+        self._mark()
+
+    def _step(self) -> None:
+        choice = self._choose.random()
+        if choice < 0.42:
+            self._append()
+        elif choice < 0.47:
+            self._vote()
+        elif choice < 0.62:
+            self._apply()
+        elif choice < 0.77:
+            self._seal()
+        elif choice < 0.9:
+            self._collect()
+        elif choice < 0.96:
+            self._write_checkpoint()
+        elif choice < 0.98:
+            self.store.idle()
+        else:
+            self.store.close()
+            self._open()
+
+    def _start_again(self) -> None:
+        """The process was killed and starts again, perhaps killed while it does: what it then shows has to last."""
+        self.kills += 1
+        self._files.countdown = self._choose.choice((-1, 3, 10))
+        possible = self.moments[-1]
+        while True:
+            try:
+                self._open()
+                break
+            except Killed:
+                self._files.countdown = -1
+        self._files.countdown = -1
+        self.state = self._recognize(self.store, [possible.acknowledged, *possible.under_way])
+        self.checkpoint = self.checkpoints.newest()
+        assert self.checkpoint in possible.checkpoints
         self._mark()
 
     def _mark(self, under_way: list[State] | None = None, checkpoints: list[tuple[int, bytes] | None] | None = None) -> None:

@@ -255,6 +255,36 @@ def crash_images(
     yield len(operations), replay.image(None)
 
 
+class Killed(BaseException):
+    """The process is gone; what it wrote is in the page cache."""
+
+
+class KillSwitch:
+    """``Files`` over others under which the process dies before a chosen operation."""
+
+    MUTATING = frozenset(
+        ("open", "pwrite", "pwritev", "fsync", "fdatasync", "fallocate", "ftruncate", "rename", "unlink", "fsync_dir")
+    )
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.countdown = -1
+        """Operations until death; negative: lives on."""
+
+    def __getattr__(self, name: str) -> Any:
+        inner = getattr(self.inner, name)
+        if name not in self.MUTATING:
+            return inner
+
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            if self.countdown == 0:
+                raise Killed
+            self.countdown -= 1
+            return inner(*arguments, **keywords)
+
+        return call
+
+
 class FaultFiles:
     """``Files`` over others in which the nth call of a kind fails.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 
 from ayder.errors import CorruptLog
 from ayder.storage.checkpoints import FileCheckpointStore, MemoryCheckpointStore
-from tests.storage.disks import RecordingFiles, flip
+from tests.storage.disks import Killed, KillSwitch, RecordingFiles, crash_images, flip
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -77,6 +79,23 @@ def test_a_newer_format_stops_the_release() -> None:
     data[4:8] = crc32c(bytes(data[8:])).to_bytes(4, "little")
     with pytest.raises(CorruptLog, match="format version 2"):
         FileCheckpointStore("/c", files).newest()
+
+
+def test_a_checkpoint_seen_after_a_kill_outlasts_a_power_cut() -> None:
+    """Killed between rename and fsync of the directory, started again (and the log behind the checkpoint dropped), then no power."""
+    files = KillSwitch(RecordingFiles())
+    store = FileCheckpointStore("/c", files)
+    store.write(1, b"old")
+    for countdown in range(12):
+        files.countdown = countdown
+        with contextlib.suppress(Killed):
+            store.write(2, b"new")
+        files.countdown = -1
+        store = FileCheckpointStore("/c", files)
+        seen = store.newest()
+        *_, (_, after_power_cut) = crash_images(RecordingFiles(), files.inner.operations, random.Random(0), 0)
+        assert FileCheckpointStore("/c", after_power_cut).newest() == seen
+    assert seen == (2, b"new")
 
 
 def test_leftovers_go_and_strangers_stay() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from ayder.errors import CorruptLog
 from ayder.storage import maintenance, upkeep
 from ayder.storage.aof import AofLogStore
 from ayder.storage.meta import MetaFile
+from ayder.storage.recovery import _Recovery
 from ayder.storage.segment import SegmentWriter
 from tests.storage.crash_workload import LOG, Workload, soak_workloads
 from tests.storage.disks import RecordingFiles, crash_images
@@ -43,6 +45,23 @@ def test_every_crash_leaves_a_disk_that_holds_what_was_acknowledged_and_nothing_
     assert judged > 60 * len(workloads)  # not vacuous
 
 
+def test_the_workloads_do_everything_there_is_to_do() -> None:
+    """Kills, rolls, seals, drops, rewrites, replaced suffixes and checkpoints all happen, many times."""
+    kinds: Counter[str] = Counter()
+    for seed in range(40):
+        files = RecordingFiles()
+        workload = Workload(seed, files)
+        workload.run(STEPS)
+        kinds["kill"] += workload.kills
+        for operation in files.operations:
+            what = operation.new_name or operation.name
+            kinds[operation.kind + " " + what.rsplit("/")[-1].split("-")[0]] += 1
+        terms = {entry.term for entry in workload.state.entries}
+        kinds["terms"] += len(terms)
+    for wanted in ("kill", "create seg", "rename seg", "unlink seg", "rename dropped", "rename checkpoint", "truncate ", "terms"):
+        assert kinds[wanted] > 20, (wanted, kinds)
+
+
 def test_a_crash_during_recovery_is_recovered_from() -> None:
     """The disk after a crash is opened, the power goes again on the way, and again the judge must agree."""
     judged = 0
@@ -60,8 +79,8 @@ def test_a_crash_during_recovery_is_recovered_from() -> None:
 
 
 # -- the judge must be able to say no ---------------------------------------------------------------------------------
-def assert_red(images: int = 150, **how: Any) -> None:
-    for seed in range(12):
+def assert_red(images: int = 150, workloads: int = 12, **how: Any) -> None:
+    for seed in range(workloads):
         try:
             judge_all(seed, images=images, steps=60, **how)
         except (AssertionError, CorruptLog, LookupError, OSError):
@@ -154,6 +173,25 @@ def test_a_drop_that_does_not_write_down_what_it_drops_is_noticed(monkeypatch: p
 
     monkeypatch.setattr("ayder.storage.meta.DroppedSegments.add", add)
     assert_red()
+
+
+@pytest.mark.parametrize("call", ["fsync", "fsync_dir"])
+def test_a_recovery_that_trusts_the_page_cache_is_noticed(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a killed process left unsynced is shown after the restart, so the restart has to sync it."""
+    real = _Recovery._finish
+
+    def finish(self: Any, leftovers: list[str]) -> None:
+        files = self._files
+
+        class NoSync:
+            def __getattr__(self, name: str) -> Any:
+                return (lambda what: None) if name == call else getattr(files, name)
+
+        self._files = NoSync()
+        real(self, leftovers)
+
+    monkeypatch.setattr(_Recovery, "_finish", finish)
+    assert_red(workloads=80, images=300)
 
 
 def test_a_meta_file_that_rewrites_its_only_good_slot_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
