@@ -23,6 +23,7 @@ from ayder.commands import (
     CommitOffsets,
     CreateTopic,
     DeleteTopic,
+    Retention,
     SetRetention,
     TrimPartitions,
     decode_block,
@@ -292,9 +293,9 @@ class StateMachine:
             return AyderError(ErrorCode.TOPIC_NOT_FOUND, f"there is no topic {command.topic!r}", topic=command.topic)
         if command.partition is None:
             topic.retention = merge_retention(topic.retention, command.retention)
-            topic.partition_retention.clear()
+            topic.partition_retention = _without(topic.partition_retention, command.retention)
         elif command.partition < len(topic.partitions):
-            own = topic.partition_retention.get(command.partition, type(command.retention)())
+            own = topic.partition_retention.get(command.partition, Retention())
             topic.partition_retention[command.partition] = merge_retention(own, command.retention)
         else:
             return AyderError(
@@ -311,6 +312,17 @@ class StateMachine:
             partition = self.catalogue.partition(trim.uid)
             gone.append(0 if partition is None else partition.trim(trim.log_start_offset, trim.bytes_before))
         return Trimmed(tuple(gone))
+
+
+def _without(policies: dict[int, Retention], said: Retention) -> dict[int, Retention]:
+    """What a topic's policy says holds for all its partitions; what it does not say stays theirs (D-14)."""
+    kept = {}
+    for number, own in policies.items():
+        ttl_ms = own.ttl_ms if said.ttl_ms is None else None
+        max_bytes = own.max_bytes if said.max_bytes is None else None
+        if (ttl_ms, max_bytes) != (None, None):
+            kept[number] = Retention(ttl_ms, max_bytes)
+    return kept
 
 
 def _duplicate(first: Seen, digest: bytes) -> Result:
