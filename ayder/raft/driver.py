@@ -183,9 +183,8 @@ class Driver:
             await self._append_while_work_lasts(ready)
 
     async def _append_while_work_lasts(self, ready: Ready) -> None:
-        job = self._writer.start(self._append_call(ready))
+        started, job = time.perf_counter(), self._writer.start(self._append_call(ready))
         while True:
-            started = time.perf_counter()
             try:
                 placements = await job.wait()
             except StorageFull as full:
@@ -196,7 +195,7 @@ class Driver:
             self.consensus.persisted()
             following = self._next_ready()
             if following is not None:
-                job = self._writer.start(self._append_call(following))
+                started, job = time.perf_counter(), self._writer.start(self._append_call(following))
             self._fresh.extend(zip(ready.entries, placements, strict=True))
             self.apply_committed()
             if following is None:

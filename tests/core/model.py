@@ -185,13 +185,13 @@ class Model:
         for each in trims:
             found = self.partition(each.uid)
             if found is None:
-                gone.append(0)
+                gone.append((0, 0))
                 continue
             part = found[1]
             start = max(part.start, min(each.log_start_offset, len(part.sizes)))
-            gone.append(start - part.start)
+            gone.append((start - part.start, sum(part.sizes[part.start : start])))
             part.start = start
-        return ("trimmed", tuple(gone))
+        return ("trimmed", tuple(records for records, _ in gone), tuple(weight for _, weight in gone))
 
     def effective(self, topic: ModelTopic, number: int) -> Retention:
         pick = [
@@ -215,7 +215,7 @@ def plain(result: object) -> object:
         case Committed():
             return ("committed", result.moved)
         case Trimmed():
-            return ("trimmed", result.records)
+            return ("trimmed", result.records, result.record_bytes)
     raise AssertionError(result)
 
 
