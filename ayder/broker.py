@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 import trio
 
-from ayder.commands import BLOCK_HEADER_BYTES, Command
+from ayder.commands import BLOCK_HEADER_BYTES, Command, CreateTopic, Retention
 from ayder.config import Config
 from ayder.entries import LogEntry, LogIndex, Placement
 from ayder.errors import AyderError, ErrorCode
@@ -101,6 +101,23 @@ class Broker:
         """Proposals go through this driver from now on."""
         self._driver = driver
 
+    def begin_stop(self) -> None:
+        """Take nothing more; whoever waits for records is woken to see it."""
+        self.shutting_down = True
+        grown, self._grown = self._grown, {}
+        for event in grown.values():
+            event.set()
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes that wait for the disk or to be applied."""
+        return self._queued_bytes
+
+    @property
+    def queued_blocks(self) -> int:
+        """Blocks that wait for the disk or to be applied."""
+        return len(self._gathering) + len(self._in_flight)
+
     @property
     def driver(self) -> Driver:
         """The driver attached."""
@@ -143,6 +160,27 @@ class Broker:
         if topic is None:
             raise AyderError(ErrorCode.TOPIC_NOT_FOUND, f"there is no topic {name!r}", topic=name)
         return topic
+
+    def creation_of(
+        self, name: str, partitions: int, *, storage: str = "", retention: Retention | None = None, write_mode: str | None = None
+    ) -> CreateTopic:
+        """The command that creates a topic with this node's settings. Raises ``AyderError`` when there are too many topics."""
+        topics, catalogue = self.config.topics, self.state.catalogue
+        if len(catalogue.by_name) >= topics.max_topics and name not in catalogue.by_name:
+            raise AyderError(
+                ErrorCode.INVALID_REQUEST,
+                f"this node has the {topics.max_topics} topics it may have",
+                max_topics=topics.max_topics,
+            )
+        return CreateTopic(
+            name,
+            partitions,
+            storage or topics.default_storage,
+            retention or Retention(),
+            write_mode,
+            topics.idempotency_window_entries,
+            topics.idempotency_window_ms,
+        )
 
     def partition(self, topic: Topic, number: int) -> Partition:
         """Raises ``AyderError`` (partition_not_found)."""

@@ -192,23 +192,26 @@ class LogCleaner:
         if entry.bytes_before >= target:
             return entry.base_offset, entry.bytes_before
         run = self._run_at(limit.uid, entry.base_offset)
+        if run is None:
+            return limit.log_start_offset, limit.bytes_taken - limit.retained_bytes
         keep_from = next(i for i in range(1, run.count + 1) if entry.bytes_before + run.bytes_until(i) >= target)
         return entry.base_offset + keep_from, entry.bytes_before + run.bytes_until(keep_from)
 
-    def _run_at(self, uid: int, offset: int) -> Run:
-        return Run(self._store.read_runs(uid, offset, max_records=1, max_bytes=1)[0].data)
+    def _run_at(self, uid: int, offset: int) -> Run | None:
+        """The run that begins at ``offset``; ``None`` when a trim and a collection overtook us and it is gone."""
+        reads = self._store.read_runs(uid, offset, max_records=1, max_bytes=1)
+        return Run(reads[0].data) if reads and reads[0].entry.base_offset == offset else None
 
     async def bytes_before(self, partition: Partition, offset: int) -> int:
         """Record bytes the partition had taken before ``offset``: what a trim to it needs to know."""
-        if offset >= partition.next_offset:
-            return partition.bytes_taken
-        if offset <= partition.log_start_offset:
+        if offset < partition.next_offset:
+            read = partial(self._store.read_runs, partition.uid, offset, max_records=1, max_bytes=1)
+            reads = await trio.to_thread.run_sync(read) if offset > partition.log_start_offset else []
+            if offset > partition.log_start_offset and reads:
+                entry = reads[0].entry
+                return entry.bytes_before + Run(reads[0].data).bytes_until(offset - entry.base_offset)
             return partition.bytes_before_start
-        return await trio.to_thread.run_sync(self._bytes_before, partition.uid, offset)
-
-    def _bytes_before(self, uid: int, offset: int) -> int:
-        read = self._store.read_runs(uid, offset, max_records=1, max_bytes=1)[0]
-        return read.entry.bytes_before + Run(read.data).bytes_until(offset - read.entry.base_offset)
+        return partition.bytes_taken
 
     # -- disk space -----------------------------------------------------------------------------------------------
     async def _collect_loop(self) -> None:

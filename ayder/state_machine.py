@@ -65,9 +65,10 @@ class Committed(NamedTuple):
 
 
 class Trimmed(NamedTuple):
-    """One count a trim: the records that went."""
+    """One count a trim: the records that went, and their bytes (values and keys)."""
 
     records: tuple[int, ...]
+    record_bytes: tuple[int, ...]
 
 
 class BatchJudged(NamedTuple):
@@ -310,8 +311,8 @@ class StateMachine:
         gone = []
         for trim in command.trims:
             partition = self.catalogue.partition(trim.uid)
-            gone.append(0 if partition is None else partition.trim(trim.log_start_offset, trim.bytes_before))
-        return Trimmed(tuple(gone))
+            gone.append((0, 0) if partition is None else partition.trim(trim.log_start_offset, trim.bytes_before))
+        return Trimmed(tuple(records for records, _ in gone), tuple(record_bytes for _, record_bytes in gone))
 
 
 def _without(policies: dict[int, Retention], said: Retention) -> dict[int, Retention]:

@@ -48,7 +48,6 @@ class _Options:
     wait_ms: int
     b64: bool
     local: bool
-    timing: bool
 
 
 _options_memo: dict[bytes, _Options] = {}
@@ -68,7 +67,6 @@ def _options(context: Context, raw: bytes) -> _Options:
         wait_ms=min(query.integer("wait_ms", 0) or 0, context.config.http.max_long_poll_ms),
         b64=query.text("encoding") == "b64",
         local=query.text("consistency", "linearizable", choices=("linearizable", "local")) == "local",
-        timing=query.flag("timing"),
     )
     if offset is not None and query.text("from"):
         raise invalid("from", "excludes offset")
@@ -201,17 +199,18 @@ def _check_not_below(partition: Partition, offset: int) -> None:
 def _answer(reader: _Reader, asked: int, page: Page) -> Response:
     options = reader.options
     skipped = page.start_offset if page.start_offset > asked else None
-    reader.context.metrics.records_out(reader.topic.topic_id, page.count)
     accept = reader.accept
-    if (accept and b"json" not in accept) or b"ndjson" in accept:
-        render = _renderer(accept)
-        if render is not None:
-            content_type, encode = render
-            return Response(200, encode(page, options.b64), content_type, _page_headers(page, reader.committed, skipped))
-    extra = b"" if skipped is None else b',"skipped_to":%d' % skipped
-    if options.local:
-        extra += b',"as_of_index":%d' % reader.context.broker.applied_index
-    return Response(200, render_json(page, b64=options.b64, committed=reader.committed, extra=extra))
+    render = _renderer(accept) if (accept and b"json" not in accept) or b"ndjson" in accept else None
+    if render is not None:
+        content_type, encode = render
+        response = Response(200, encode(page, options.b64), content_type, _page_headers(page, reader.committed, skipped))
+    else:
+        extra = b"" if skipped is None else b',"skipped_to":%d' % skipped
+        if options.local:
+            extra += b',"as_of_index":%d' % reader.context.broker.applied_index
+        response = Response(200, render_json(page, b64=options.b64, committed=reader.committed, extra=extra))
+    reader.context.metrics.records_out(reader.topic.topic_id, page.count, len(response.body))
+    return response
 
 
 def _renderer(accept: bytes) -> tuple[bytes, Callable[[Page, bool], bytes]] | None:

@@ -17,11 +17,10 @@ import msgspec
 import trio
 
 from ayder.broker import Broker
-from ayder.commands import CreateTopic, Retention
 from ayder.errors import AyderError, ErrorCode
 from ayder.http.context import Context
 from ayder.http.errors import error_response
-from ayder.http.exchange import Answer, Deferred, Headers, Request, Response, Work
+from ayder.http.exchange import Answer, Deferred, Request, Response, Work
 from ayder.http.ndjson import TypedRecord, checked_headers, parse_records, split_lines
 from ayder.http.params import Query, invalid
 from ayder.http.routes import Body, Route, Scope
@@ -30,7 +29,7 @@ from ayder.records import Record, check_name
 from ayder.runs import encode_records, encode_run
 from ayder.topics import Topic, partition_for_key
 
-__all__ = ["ROUTES", "create_topic_command"]
+__all__ = ["ROUTES"]
 
 _RECORDS_TYPE = b"application/vnd.ayder.records+ndjson"
 _HEADER_PREFIX = b"ayder-header-"
@@ -110,18 +109,17 @@ class _Receipt(Deferred):
         if self._options.plain:
             self.resolve(Response(200, body))
             return
-        facts, headers = _extras(self._context.broker, self._options, self._started_ns, log_index)
-        self.resolve(Response(200, body[:-1] + facts + b"}", headers=headers))
+        facts = _extras(self._context.broker, self._options, self._started_ns, log_index)
+        self.resolve(Response(200, body[:-1] + facts + b"}"))
 
     def failed(self, error: AyderError) -> None:
         """See ``pending.AppendWaiter``."""
         self.resolve(error_response(error))
 
 
-def _extras(broker: Broker, options: _Options, started_ns: int, log_index: int) -> tuple[bytes, Headers]:
-    """What ``timing=1``, ``receipt=1`` and ``ack=`` add to a receipt: JSON fields and headers."""
+def _extras(broker: Broker, options: _Options, started_ns: int, log_index: int) -> bytes:
+    """What ``timing=1``, ``receipt=1`` and ``ack=`` add to a receipt: JSON fields, each beginning with a comma."""
     facts = b""
-    headers: Headers = ()
     if options.receipt or options.ack:
         ack: dict[str, object] = {"level": options.ack or "majority", "copies": 1, "voters": 1}
         if options.ack == "leader":
@@ -131,17 +129,15 @@ def _extras(broker: Broker, options: _Options, started_ns: int, log_index: int) 
     if options.timing:
         total_us = (time.monotonic_ns() - started_ns) // 1000
         sync_us = min(total_us, int(broker.driver.last_append_s * 1e6))
-        fields = {
+        timing = {
             "queue_us": total_us - sync_us,
             "recv_parse_us": 0,
             "server_us": total_us,
             "produce_us": total_us,
             "sync_wait_us": sync_us,
         }
-        facts += b"," + msgspec.json.encode(fields)[1:-1]
-        line = b"queue;dur=%.3f, sync;dur=%.3f, total;dur=%.3f" % ((total_us - sync_us) / 1000, sync_us / 1000, total_us / 1000)
-        headers = ((b"server-timing", line),)
-    return facts, headers
+        facts += b"," + msgspec.json.encode(timing)[1:-1]
+    return facts
 
 
 # -- one record ---------------------------------------------------------------------------------------------------
@@ -244,7 +240,7 @@ def _create_first(context: Context, raw_name: str, submit: Callable[[Topic], Def
 
 async def _create_then(context: Context, name: str, submit: Callable[[Topic], Deferred]) -> Response:
     if name not in context.broker.state.catalogue.by_name:
-        command = create_topic_command(context, name, context.config.topics.default_partitions)
+        command = context.broker.creation_of(name, context.config.topics.default_partitions)
         try:
             await context.broker.execute(command)
         except AyderError as error:
@@ -257,22 +253,6 @@ async def _create_then(context: Context, name: str, submit: Callable[[Topic], De
         await resolved.wait()
     assert answer.response is not None
     return answer.response
-
-
-def create_topic_command(context: Context, name: str, partitions: int, retention: Retention | None = None) -> CreateTopic:
-    """The command that creates a topic with this node's settings. Raises ``AyderError`` when there are too many topics."""
-    topics, catalogue = context.config.topics, context.broker.state.catalogue
-    if len(catalogue.by_name) >= topics.max_topics and name not in catalogue.by_name:
-        raise AyderError(ErrorCode.INVALID_REQUEST, f"there are {topics.max_topics} topics already, the most this node takes")
-    return CreateTopic(
-        name,
-        partitions,
-        topics.default_storage,
-        retention or Retention(),
-        None,
-        topics.idempotency_window_entries,
-        topics.idempotency_window_ms,
-    )
 
 
 # -- batches ------------------------------------------------------------------------------------------------------
@@ -354,8 +334,8 @@ class _BatchReceipt(Deferred):
             "duplicate": all(each["duplicate"] for each in self._results),
             "results": self._results,
         }
-        facts, headers = _extras(self._context.broker, self._options, self._started_ns, log_index)
-        self.resolve(Response(200, msgspec.json.encode(receipt)[:-1] + facts + b"}", headers=headers))
+        facts = _extras(self._context.broker, self._options, self._started_ns, log_index)
+        self.resolve(Response(200, msgspec.json.encode(receipt)[:-1] + facts + b"}"))
 
     def refuse(self, error: AyderError) -> None:
         """One run failed."""
