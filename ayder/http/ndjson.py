@@ -60,6 +60,7 @@ def _is_plain(text: bytes) -> bool:
     """Whether every line is stored as it stands: none empty, none ending in CR, none that could be a JSON string."""
     return not (
         text[:1] in (b"", b"\n", b'"', b" ", b"\t")
+        or text.endswith(b"\n")
         or b"\r" in text
         or b"\n\n" in text
         or b'\n"' in text
