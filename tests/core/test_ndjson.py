@@ -34,7 +34,7 @@ def slowly(body: bytes) -> list[bytes]:
             continue
         stripped = line.strip(b" \t")
         try:
-            string = msgspec.json.decode(stripped, type=str) if stripped[:1] == b'"' else None
+            string = msgspec.json.decode(stripped, type=str) if stripped[:1] == stripped[-1:] == b'"' else None
         except (msgspec.MsgspecError, UnicodeError):
             string = None
         found.append(line if string is None else string.encode())
