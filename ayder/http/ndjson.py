@@ -45,8 +45,9 @@ def split_lines(body: bytes, max_records: int) -> Lines:
     Raises ``AyderError``: payload_too_large beyond ``max_records`` (a batch is never cut), invalid_request for no line at all.
     """
     text = body[:-1] if body.endswith(b"\n") else body
-    if _is_plain(text):
-        _check_count(text.count(b"\n") + 1, max_records)
+    breaks = text.count(b"\n")
+    if _is_plain(text, breaks):
+        _check_count(breaks + 1, max_records)
         lines = text.split(b"\n")
         ends = array("I", map(operator.add, accumulate(map(len, lines)), range(len(lines))))
         return Lines(len(lines), ends.tobytes(), text, 1)
@@ -56,8 +57,10 @@ def split_lines(body: bytes, max_records: int) -> Lines:
     return Lines(len(values), array("I", accumulate(map(len, values))).tobytes(), b"".join(values), 0)
 
 
-def _is_plain(text: bytes) -> bool:
+def _is_plain(text: bytes, breaks: int) -> bool:
     """Whether every line is stored as it stands: none empty, none ending in CR, none that could be a JSON string."""
+    if text[:1] == b"{" and text.count(b"\n{") == breaks and b"\r" not in text:
+        return True  # every line begins an object: the usual batch, told by three scans instead of six
     return not (
         text[:1] in (b"", b"\n", b'"', b" ", b"\t")
         or text.endswith(b"\n")
