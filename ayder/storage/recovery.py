@@ -169,16 +169,19 @@ class _Recovery:
 
     def _finish(self, leftovers: list[str]) -> None:
         """The log is whole: only now is anything changed. What a stopped process left in the page cache is made durable."""
-        for name in leftovers:
-            remove_if_there(self._files, f"{self._directory}/{name}")  # making a new meta file took its own leftover away
-            self._log.report.warnings.append(f"{self._directory}/{name} was left by interrupted work: removed")
+        # Names first: a segment may only go once the list that says so is surely there.
+        self._files.fsync_dir(self._directory)
         if self._log.sealed:
             # Its trailer may have been written by a process that was killed before the sync; the next seal will rely on it. Older
             # ones were synced before this one was begun.
             self._sync(self._log.sealed[-1].name)
         if self._log.unsealed:
             self._cut_tail(self._log.unsealed[-1])
-        self._files.fsync_dir(self._directory)
+        for name in leftovers:
+            remove_if_there(self._files, f"{self._directory}/{name}")  # making a new meta file took its own leftover away
+            self._log.report.warnings.append(f"{self._directory}/{name} was left by interrupted work: removed")
+        if leftovers:
+            self._files.fsync_dir(self._directory)
 
     def _lost(self, segment_id: int, what: str) -> CorruptLog:
         mark = self._mark

@@ -109,16 +109,22 @@ def test_killed_anywhere_in_a_piece_of_work_then_more_work_then_a_power_cut(work
             break
         points += 1
         files.countdown = -1
+        killed = len(disk.operations)
         store = AofLogStore.open("/d", options, monotonic_ns=lambda: 0, files=files)
         entries = [*entries, make_entry(11, 1, [])][: store.last_index]
         replay(store, entries)
         seal_all(store, applied)
-        *_, (_, after) = crash_images(RecordingFiles(), disk.operations, random.Random(0), 0)
-        store = AofLogStore.open("/d", options, monotonic_ns=lambda: 0, files=after)
-        check_entries(store, entries)
-        replay(store, entries)
-        assert store.verify() == []
-        store.close()
+        images = [
+            image for done, image in crash_images(RecordingFiles(), disk.operations, random.Random(0), 10**6) if done >= killed
+        ]
+        assert len(images) > 10
+        for image in images:
+            store = AofLogStore.open("/d", options, monotonic_ns=lambda: 0, files=image)
+            check_entries(store, entries[: store.last_index])
+            replay(store, entries[: store.last_index])
+            assert store.last_index >= 10
+            assert store.verify() == []
+            store.close()
     assert points > 3
 
 
