@@ -44,6 +44,7 @@ class _Options:
     key: bytes
     idempotency_key: bytes
     timeout_ns: int
+    """0: as configured."""
     ack: str
     timing: bool
     receipt: bool
@@ -59,7 +60,7 @@ def _options(context: Context, raw: bytes) -> _Options:
     if found is not None:
         return found
     query, topics = Query(raw), context.config.topics
-    timeout_ms = query.integer("timeout_ms", None, most=3_600_000) or context.config.http.default_produce_timeout_ms
+    timeout_ms = query.integer("timeout_ms", 0, most=3_600_000) or 0
     timing, receipt = query.flag("timing"), query.flag("receipt")
     ack = query.text("ack", "", choices=("leader", "majority", "all"))
     options = _Options(
@@ -86,7 +87,7 @@ class _Receipt(Deferred):
 
     def __init__(self, context: Context, options: _Options, partition: int, now_ns: int, *, batch: bool) -> None:
         super().__init__()
-        self.deadline_ns = now_ns + options.timeout_ns
+        self.deadline_ns = now_ns + (options.timeout_ns or context.config.http.default_produce_timeout_ms * 1_000_000)
         self.done = False
         self._context = context
         self._options = options
@@ -124,7 +125,7 @@ def _extras(broker: Broker, options: _Options, started_ns: int, log_index: int) 
         ack: dict[str, object] = {"level": options.ack or "majority", "copies": 1, "voters": 1}
         if options.ack == "leader":
             ack["durable"] = "leader"
-        ack |= {"term": broker.driver.consensus.current_term, "index": log_index}
+        ack |= {"term": _term_of(broker, log_index), "index": log_index}
         facts += b',"ack":' + msgspec.json.encode(ack)
     if options.timing:
         total_us = (time.monotonic_ns() - started_ns) // 1000
@@ -138,6 +139,17 @@ def _extras(broker: Broker, options: _Options, started_ns: int, log_index: int) 
         }
         facts += b"," + msgspec.json.encode(timing)[1:-1]
     return facts
+
+
+def _term_of(broker: Broker, log_index: int) -> int | None:
+    """The term of an applied entry: a duplicate's may be an older one; ``None`` when the log no longer holds it."""
+    consensus = broker.driver.consensus
+    if log_index >= consensus.term_start_index:
+        return consensus.current_term
+    try:
+        return broker.store.term_at(log_index)
+    except LookupError:
+        return None
 
 
 # -- one record ---------------------------------------------------------------------------------------------------
@@ -164,7 +176,8 @@ def produce(context: Context, request: Request, parameters: tuple[bytes, ...]) -
     topic = context.broker.state.catalogue.by_name.get(prepared.topic)
     if topic is not None:
         return _submit_one(context, prepared, topic, request.body)
-    return _create_first(context, prepared.topic, lambda created: _submit_one(context, prepared, created, request.body))
+    asked = prepared.options.partition
+    return _create_first(context, prepared.topic, lambda created: _submit_one(context, prepared, created, request.body), asked)
 
 
 def _prepare(context: Context, request: Request, parameters: tuple[bytes, ...]) -> _Prepared:
@@ -214,7 +227,7 @@ def _producer(idempotency_key: bytes, body: bytes) -> bytes:
 def _partition(broker: Broker, topic: Topic, asked: int | None, key: bytes, idempotency_key: bytes) -> int:
     """The partition a record goes to. A retry must find the same one, so an idempotency key alone chooses like a key."""
     if asked is not None:
-        if asked >= len(topic.partitions):
+        if not 0 <= asked < len(topic.partitions):
             broker.partition(topic, asked)
         return asked
     if idempotency_key and not key:
@@ -223,18 +236,26 @@ def _partition(broker: Broker, topic: Topic, asked: int | None, key: bytes, idem
 
 
 # -- topics that are not there yet --------------------------------------------------------------------------------
-def _with_topic(context: Context, raw_name: bytes, submit: Callable[[Topic], Deferred]) -> Answer:
-    """Submit at once if the topic exists; else create it first."""
+def _with_topic(context: Context, raw_name: bytes, submit: Callable[[Topic], Deferred], asked: int | None) -> Answer:
+    """Submit at once if the topic exists; else create it first. ``asked`` is the highest partition the request names."""
     name = raw_name.decode("utf-8", "replace")
     topic = context.broker.state.catalogue.by_name.get(name)
-    return submit(topic) if topic is not None else _create_first(context, name, submit)
+    return submit(topic) if topic is not None else _create_first(context, name, submit, asked)
 
 
-def _create_first(context: Context, raw_name: str, submit: Callable[[Topic], Deferred]) -> Answer:
-    """Create the topic, as producing always has, then submit."""
+def _create_first(context: Context, raw_name: str, submit: Callable[[Topic], Deferred], asked: int | None) -> Answer:
+    """Create the topic, as producing always has, then submit. A request that must fail then creates nothing."""
     name = check_name("topic", raw_name)
     if not context.config.topics.auto_create:
         context.broker.topic(name)
+    partitions = context.config.topics.default_partitions
+    if asked is not None and not 0 <= asked < partitions:
+        raise AyderError(
+            ErrorCode.PARTITION_NOT_FOUND,
+            f"topic {name!r} would be created with partitions 0 to {partitions - 1}, not {asked}",
+            topic=name,
+            partition=asked,
+        )
     return Work(lambda: _create_then(context, name, submit))
 
 
@@ -274,7 +295,7 @@ def produce_ndjson(context: Context, request: Request, parameters: tuple[bytes, 
         broker.produce_run(topic.partitions[number].uid, run, receipt)
         return receipt
 
-    return _with_topic(context, parameters[0], submit)
+    return _with_topic(context, parameters[0], submit, options.partition)
 
 
 class _PartReceipt:
@@ -306,7 +327,7 @@ class _BatchReceipt(Deferred):
 
     def __init__(self, context: Context, options: _Options, runs: int, now_ns: int) -> None:
         super().__init__()
-        self.deadline_ns = now_ns + options.timeout_ns
+        self.deadline_ns = now_ns + (options.timeout_ns or context.config.http.default_produce_timeout_ms * 1_000_000)
         self._context = context
         self._options = options
         self._left = runs
@@ -363,7 +384,14 @@ def _produce_typed(context: Context, request: Request, parameters: tuple[bytes, 
         broker.produce_batch(runs, waiters, producer=_producer(idempotency_key, request.body))
         return receipt
 
-    return _with_topic(context, parameters[0], submit)
+    asked = [options.partition if number is None else number for _, number in records]
+    return _with_topic(context, parameters[0], submit, _out_of_place(asked))
+
+
+def _out_of_place(asked: list[int | None]) -> int | None:
+    """The partition named that is least likely to exist: a negative one, else the highest; ``None`` when none is named."""
+    named = [number for number in asked if number is not None]
+    return min(named) if named and min(named) < 0 else max(named, default=None)
 
 
 def _by_partition(
