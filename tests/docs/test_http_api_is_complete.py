@@ -96,7 +96,10 @@ async def test_the_decoder_reads_every_kind_of_page(tmp_path: Path) -> None:
     async with running() as client:
         await client.produce("t", b"zero", b"one", b"two two", b"three")  # stored with the line feeds between
         await client.post("/broker/topics/t/produce?partition=0&key=k%00", b"four\nlines")
-        typed = b'{"value":"five","headers":{"a":"b"}}\n{"value":"six","key":"k","timestamp_ms":7}\n{"value":"seven"}'
+        typed = (
+            b'{"value":"five","key":"aa","headers":{"a":"b"}}\n{"value":"six","key":"k","timestamp_ms":7,"headers":{"c":"d"}}\n'
+        )
+        typed += b'{"value":"seven","key":"zz"}'
         content_type = {b"content-type": b"application/vnd.ayder.records+ndjson"}
         await client.call("POST", "/broker/topics/t/produce-ndjson?partition=0", typed, headers=content_type, ok=200)
         for offset in range(7):
