@@ -75,6 +75,14 @@ def test_the_floors_are_those_of_the_contracts() -> None:
     assert shown == {}
 
 
+def test_the_pure_modules_are_those_of_the_contract() -> None:
+    row = re.findall(r"^\| pure \|.*$", text_of("architecture.md"), re.MULTILINE)[0]
+    listed = {f"ayder.{name.replace('/', '.')}" for name in re.findall(r"`([\w/]+)`", row)}
+    tool: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    (contract,) = [one for one in tool["contracts"] if one["name"].startswith("The cores do no I/O")]
+    assert listed == set(contract["source_modules"])
+
+
 def contracts() -> dict[str, list[list[str]]]:
     """Container → floors from the top, without the places that are kept for modules that do not exist yet."""
     tool: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
