@@ -22,7 +22,7 @@ from typing import Self
 
 import attrs
 
-__all__ = ["SMALL", "Launch", "Server", "ServerDied", "by_hypercorn", "by_serve"]
+__all__ = ["SMALL", "Launch", "Server", "ServerDied", "by_hypercorn", "by_hypercorn_alone", "by_serve"]
 
 START_S = 60.0
 STOP_S = 30.0
@@ -49,7 +49,6 @@ class Launch:
     command: Callable[[Path, Mapping[str, str]], Sequence[str]]
     environment: Callable[[Path, Mapping[str, str]], dict[str, str]]
     url: re.Pattern[str]
-    grouped: bool = False
 
 
 def _serve_command(data: Path, settings: Mapping[str, str]) -> list[str]:
@@ -62,15 +61,20 @@ def _hypercorn_command(_data: Path, _settings: Mapping[str, str]) -> list[str]:
     return [sys.executable, "-m", "hypercorn", *flags, "ayder.http.asgi:app"]
 
 
+def _one_process_command(data: Path, settings: Mapping[str, str]) -> list[str]:
+    return [*_hypercorn_command(data, settings), "--workers", "0"]
+
+
 def _hypercorn_environment(data: Path, settings: Mapping[str, str]) -> dict[str, str]:
     all_settings = {"storage.data_dir": str(data), "auth.insecure_dev": "true", **settings}
     return {f"AYDER_{name.upper().replace('.', '__')}": value for name, value in all_settings.items()}
 
 
 by_serve = Launch("serve", _serve_command, lambda _data, _settings: {}, re.compile(r"listens on (http://\S+)"))
-by_hypercorn = Launch(
-    "hypercorn", _hypercorn_command, _hypercorn_environment, re.compile(r"Running on (http://\S+)"), grouped=True
-)
+_RUNNING = re.compile(r"Running on (http://\S+)")
+by_hypercorn = Launch("hypercorn", _hypercorn_command, _hypercorn_environment, _RUNNING)
+by_hypercorn_alone = Launch("hypercorn-alone", _one_process_command, _hypercorn_environment, _RUNNING)
+"""Without a parent process: that one answers 0 for a worker that failed (hypercorn 0.18)."""
 
 
 class Server:
@@ -83,7 +87,7 @@ class Server:
         self.url = ""
         self._directory = directory
         self._launch = launch
-        self.node_id = f"chaos-{secrets.token_hex(4)}"
+        self.node_id = str(settings.pop("raft__node_id", f"chaos-{secrets.token_hex(4)}"))
         """Its answers carry it: a port given up by a killed server may be another program's the next moment."""
         self._settings = (
             SMALL | {"raft.node_id": self.node_id} | {name.replace("__", "."): str(value) for name, value in settings.items()}
