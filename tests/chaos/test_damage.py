@@ -96,7 +96,7 @@ def flip(path: Path, at: int) -> None:
 
 # -- torn tails -----------------------------------------------------------------------------------------------------------
 def cut(data: bytes, _continued: bytes, tail: int, length: int) -> bytes:
-    return data[:tail] + b"\0" * 0 if length == 0 else data[: min(len(data), tail + length)]
+    return data[: tail + length]
 
 
 def garbage(data: bytes, _continued: bytes, tail: int, length: int) -> bytes:
