@@ -81,7 +81,6 @@ class Broker:
         self.retention_due = trio.Event()
         self.size_limits: dict[int, int] = {}
         """Partitions with a size limit, kept by the log cleaner: exceeding one wakes it at once."""
-        self.topics_deleted = False
         self.shutting_down = False
         self._driver: Driver | None = None
         self._segment_id: int | None = None
@@ -320,7 +319,6 @@ class Broker:
 
     def topic_deleted(self, topic: Topic) -> None:
         """See ``state_machine.RunSink``."""
-        self.topics_deleted = True
         for partition in topic.partitions:
             self.store.forget_partition(partition.uid)
             self.tail.forget(partition.uid)

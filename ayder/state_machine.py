@@ -125,6 +125,8 @@ class StateMachine:
         self.log_time_ms = 0
         self.state_hash = bytes(8)
         self._batch: _Batch | None = None
+        self.trim_version = 0
+        """Moves when records were trimmed or a topic deleted: there may be disk space to give back."""
         self.policy_version = 0
         """Moves when topics or retention policies change: what is derived from them is stale."""
 
@@ -270,6 +272,7 @@ class StateMachine:
             return AyderError(ErrorCode.TOPIC_NOT_FOUND, f"there is no topic {command.name!r}", topic=command.name)
         self.groups.forget_topic(topic.topic_id)
         self.policy_version += 1
+        self.trim_version += 1
         self._sink.topic_deleted(topic)
         return TopicChanged(topic, True)
 
@@ -308,6 +311,7 @@ class StateMachine:
         return TopicChanged(topic, True)
 
     def _trim(self, command: TrimPartitions) -> Result:
+        self.trim_version += 1
         gone = []
         for trim in command.trims:
             partition = self.catalogue.partition(trim.uid)

@@ -83,14 +83,15 @@ def _options(context: Context, raw: bytes) -> _Options:
 class _Receipt(Deferred):
     """Waits for one run and becomes its receipt."""
 
-    __slots__ = ("_batch", "_context", "_options", "_partition", "_started_ns", "deadline_ns", "done")
+    __slots__ = ("_batch", "_context", "_options", "_partition", "_started_ns", "_topic", "deadline_ns", "done")
 
-    def __init__(self, context: Context, options: _Options, partition: int, now_ns: int, *, batch: bool) -> None:
+    def __init__(self, context: Context, options: _Options, topic: Topic, partition: int, now_ns: int, *, batch: bool) -> None:
         super().__init__()
         self.deadline_ns = now_ns + (options.timeout_ns or context.config.http.default_produce_timeout_ms * 1_000_000)
         self.done = False
         self._context = context
         self._options = options
+        self._topic = topic
         self._partition = partition
         self._started_ns = now_ns
         self._batch = batch
@@ -110,7 +111,7 @@ class _Receipt(Deferred):
         if self._options.plain:
             self.resolve(Response(200, body))
             return
-        facts = _extras(self._context.broker, self._options, self._started_ns, log_index)
+        facts = _extras(self._context.broker, self._topic, self._options, self._started_ns, log_index)
         self.resolve(Response(200, body[:-1] + facts + b"}"))
 
     def failed(self, error: AyderError) -> None:
@@ -118,12 +119,17 @@ class _Receipt(Deferred):
         self.resolve(error_response(error))
 
 
-def _extras(broker: Broker, options: _Options, started_ns: int, log_index: int) -> bytes:
+_LEVELS = {None: "majority", "async": "leader", "sync-majority": "majority", "sync-all": "all"}
+"""What a topic's write mode means where a request asks for no ``ack``."""
+
+
+def _extras(broker: Broker, topic: Topic, options: _Options, started_ns: int, log_index: int) -> bytes:
     """What ``timing=1``, ``receipt=1`` and ``ack=`` add to a receipt: JSON fields, each beginning with a comma."""
     facts = b""
     if options.receipt or options.ack:
-        ack: dict[str, object] = {"level": options.ack or "majority", "copies": 1, "voters": 1}
-        if options.ack == "leader":
+        level = options.ack or _LEVELS[topic.write_mode]
+        ack: dict[str, object] = {"level": level, "copies": 1, "voters": 1}
+        if level == "leader":
             ack["durable"] = "leader"
         ack |= {"term": _term_of(broker, log_index), "index": log_index}
         facts += b',"ack":' + msgspec.json.encode(ack)
@@ -191,7 +197,7 @@ def _prepare(context: Context, request: Request, parameters: tuple[bytes, ...]) 
 def _submit_one(context: Context, prepared: _Prepared, topic: Topic, value: bytes) -> _Receipt:
     options, broker = prepared.options, context.broker
     number = _partition(broker, topic, options.partition, options.key, prepared.idempotency_key)
-    receipt = _Receipt(context, options, number, time.monotonic_ns(), batch=False)
+    receipt = _Receipt(context, options, topic, number, time.monotonic_ns(), batch=False)
     if prepared.bare:
         broker.produce_value(topic, number, value, receipt)
     else:
@@ -289,7 +295,7 @@ def produce_ndjson(context: Context, request: Request, parameters: tuple[bytes, 
 
     def submit(topic: Topic) -> _Receipt:
         number = _partition(broker, topic, options.partition, b"", idempotency_key)
-        receipt = _Receipt(context, options, number, time.monotonic_ns(), batch=True)
+        receipt = _Receipt(context, options, topic, number, time.monotonic_ns(), batch=True)
         producer = _producer(idempotency_key, request.body)
         run = encode_run(topic.topic_id, number, lines.count, lines.ends, lines.values, gap=lines.gap, producer=producer)
         broker.produce_run(topic.partitions[number].uid, run, receipt)
@@ -323,13 +329,14 @@ class _PartReceipt:
 class _BatchReceipt(Deferred):
     """Waits for every run of a typed batch; the first failure is the batch's, for its runs share one block and one verdict."""
 
-    __slots__ = ("_context", "_left", "_options", "_results", "_started_ns", "deadline_ns")
+    __slots__ = ("_context", "_left", "_options", "_results", "_started_ns", "_topic", "deadline_ns")
 
-    def __init__(self, context: Context, options: _Options, runs: int, now_ns: int) -> None:
+    def __init__(self, context: Context, options: _Options, topic: Topic, runs: int, now_ns: int) -> None:
         super().__init__()
         self.deadline_ns = now_ns + (options.timeout_ns or context.config.http.default_produce_timeout_ms * 1_000_000)
         self._context = context
         self._options = options
+        self._topic = topic
         self._left = runs
         self._results: list[dict[str, object]] = []
         self._started_ns = now_ns
@@ -355,7 +362,7 @@ class _BatchReceipt(Deferred):
             "duplicate": all(each["duplicate"] for each in self._results),
             "results": self._results,
         }
-        facts = _extras(self._context.broker, self._options, self._started_ns, log_index)
+        facts = _extras(self._context.broker, self._topic, self._options, self._started_ns, log_index)
         self.resolve(Response(200, msgspec.json.encode(receipt)[:-1] + facts + b"}"))
 
     def refuse(self, error: AyderError) -> None:
@@ -378,7 +385,7 @@ def _produce_typed(context: Context, request: Request, parameters: tuple[bytes, 
 
     def submit(topic: Topic) -> _BatchReceipt:
         groups = _by_partition(broker, topic, records, options, idempotency_key)
-        receipt = _BatchReceipt(context, options, len(groups), time.monotonic_ns())
+        receipt = _BatchReceipt(context, options, topic, len(groups), time.monotonic_ns())
         waiters: list[AppendWaiter] = [_PartReceipt(receipt, number) for number in groups]
         runs = [(topic.partitions[number].uid, encode_records(topic.topic_id, number, group)) for number, group in groups.items()]
         broker.produce_batch(runs, waiters, producer=_producer(idempotency_key, request.body))
