@@ -20,7 +20,7 @@ from ayder.config import Config
 from ayder.entries import LogEntry, LogIndex, Placement
 from ayder.errors import AyderError, ErrorCode
 from ayder.partition import Partition
-from ayder.pending import AppendWaiter, PendingBlock
+from ayder.pending import MAKES_ROOM, AppendWaiter, PendingBlock
 from ayder.raft.driver import Driver
 from ayder.records import Record
 from ayder.run_cache import CachedRun, RunCache
@@ -124,8 +124,10 @@ class Broker:
         return self._driver
 
     # -- admission ------------------------------------------------------------------------------------------------
-    def admit(self, size_bytes: int) -> PendingBlock:
+    def admit(self, size_bytes: int, *, makes_room: bool = False) -> PendingBlock:
         """The block that may take ``size_bytes`` more. Raises ``AyderError``: surely nothing happened.
+
+        While the disk is full only what ``makes_room`` is let in: it may use the ballast (RELIABILITY S-9).
 
         Codes: shutting_down, no_quorum (not caught up), storage_full, overloaded, payload_too_large.
         """
@@ -135,7 +137,7 @@ class Broker:
             raise AyderError(ErrorCode.SHUTTING_DOWN, "the node is stopping")
         if not driver.ready:
             raise AyderError(ErrorCode.NO_QUORUM, "the node is still applying its log")
-        if driver.refuse_until_ns and self.clock_ns() < driver.refuse_until_ns:
+        if driver.refuse_until_ns and not makes_room and self.clock_ns() < driver.refuse_until_ns:
             raise AyderError(ErrorCode.STORAGE_FULL, "the disk is full; nothing was written")
         if self._queued_bytes + size_bytes > self._max_queued_bytes:
             raise AyderError(ErrorCode.OVERLOADED, "too much is waiting for the disk", retry_after=1)
@@ -233,7 +235,7 @@ class Broker:
         """Put a control command through the log and return what applying it gave. Raises ``AyderError``."""
         wait_ms = self.config.http.default_produce_timeout_ms if timeout_ms is None else timeout_ms
         waiter = _CommandWaiter(self.clock_ns() + wait_ms * 1_000_000)
-        block = self.admit(512 + _BLOCK_SLACK_BYTES)
+        block = self.admit(512 + _BLOCK_SLACK_BYTES, makes_room=isinstance(command, MAKES_ROOM))
         before = block.size_bytes
         block.add_command(command, waiter)
         self._added(block, before)
@@ -259,6 +261,11 @@ class Broker:
         assert self._taken is not None
         self._in_flight[entry.index] = self._taken
         self._taken = None
+
+    def makes_room(self, index: LogIndex) -> bool:
+        """See ``raft.driver.BlockSource``."""
+        block = self._in_flight.get(index)
+        return block is not None and block.makes_room
 
     def refused(self, error: AyderError) -> None:
         """See ``raft.driver.BlockSource``: the newest block in flight was not written."""
