@@ -15,12 +15,12 @@ from collections.abc import Callable, Sequence
 
 import trio
 
-from ayder.commands import BLOCK_HEADER_BYTES, Command
+from ayder.commands import BLOCK_HEADER_BYTES, Command, CreateTopic, Retention
 from ayder.config import Config
 from ayder.entries import LogEntry, LogIndex, Placement
 from ayder.errors import AyderError, ErrorCode
 from ayder.partition import Partition
-from ayder.pending import AppendWaiter, PendingBlock
+from ayder.pending import MAKES_ROOM, AppendWaiter, PendingBlock
 from ayder.raft.driver import Driver
 from ayder.records import Record
 from ayder.run_cache import CachedRun, RunCache
@@ -81,7 +81,6 @@ class Broker:
         self.retention_due = trio.Event()
         self.size_limits: dict[int, int] = {}
         """Partitions with a size limit, kept by the log cleaner: exceeding one wakes it at once."""
-        self.topics_deleted = False
         self.shutting_down = False
         self._driver: Driver | None = None
         self._segment_id: int | None = None
@@ -101,6 +100,23 @@ class Broker:
         """Proposals go through this driver from now on."""
         self._driver = driver
 
+    def begin_stop(self) -> None:
+        """Take nothing more; whoever waits for records is woken to see it."""
+        self.shutting_down = True
+        grown, self._grown = self._grown, {}
+        for event in grown.values():
+            event.set()
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes that wait for the disk or to be applied."""
+        return self._queued_bytes
+
+    @property
+    def queued_blocks(self) -> int:
+        """Blocks that wait for the disk or to be applied."""
+        return len(self._gathering) + len(self._in_flight)
+
     @property
     def driver(self) -> Driver:
         """The driver attached."""
@@ -108,8 +124,10 @@ class Broker:
         return self._driver
 
     # -- admission ------------------------------------------------------------------------------------------------
-    def admit(self, size_bytes: int) -> PendingBlock:
+    def admit(self, size_bytes: int, *, makes_room: bool = False) -> PendingBlock:
         """The block that may take ``size_bytes`` more. Raises ``AyderError``: surely nothing happened.
+
+        While the disk is full only what ``makes_room`` is let in: it may use the ballast (RELIABILITY S-9).
 
         Codes: shutting_down, no_quorum (not caught up), storage_full, overloaded, payload_too_large.
         """
@@ -119,7 +137,7 @@ class Broker:
             raise AyderError(ErrorCode.SHUTTING_DOWN, "the node is stopping")
         if not driver.ready:
             raise AyderError(ErrorCode.NO_QUORUM, "the node is still applying its log")
-        if driver.refuse_until_ns and self.clock_ns() < driver.refuse_until_ns:
+        if driver.refuse_until_ns and not makes_room and self.clock_ns() < driver.refuse_until_ns:
             raise AyderError(ErrorCode.STORAGE_FULL, "the disk is full; nothing was written")
         if self._queued_bytes + size_bytes > self._max_queued_bytes:
             raise AyderError(ErrorCode.OVERLOADED, "too much is waiting for the disk", retry_after=1)
@@ -143,6 +161,27 @@ class Broker:
         if topic is None:
             raise AyderError(ErrorCode.TOPIC_NOT_FOUND, f"there is no topic {name!r}", topic=name)
         return topic
+
+    def creation_of(
+        self, name: str, partitions: int, *, storage: str = "", retention: Retention | None = None, write_mode: str | None = None
+    ) -> CreateTopic:
+        """The command that creates a topic with this node's settings. Raises ``AyderError`` when there are too many topics."""
+        topics, catalogue = self.config.topics, self.state.catalogue
+        if len(catalogue.by_name) >= topics.max_topics and name not in catalogue.by_name:
+            raise AyderError(
+                ErrorCode.INVALID_REQUEST,
+                f"this node has the {topics.max_topics} topics it may have",
+                max_topics=topics.max_topics,
+            )
+        return CreateTopic(
+            name,
+            partitions,
+            storage or topics.default_storage,
+            retention or Retention(),
+            write_mode,
+            topics.idempotency_window_entries,
+            topics.idempotency_window_ms,
+        )
 
     def partition(self, topic: Topic, number: int) -> Partition:
         """Raises ``AyderError`` (partition_not_found)."""
@@ -196,7 +235,7 @@ class Broker:
         """Put a control command through the log and return what applying it gave. Raises ``AyderError``."""
         wait_ms = self.config.http.default_produce_timeout_ms if timeout_ms is None else timeout_ms
         waiter = _CommandWaiter(self.clock_ns() + wait_ms * 1_000_000)
-        block = self.admit(512 + _BLOCK_SLACK_BYTES)
+        block = self.admit(512 + _BLOCK_SLACK_BYTES, makes_room=isinstance(command, MAKES_ROOM))
         before = block.size_bytes
         block.add_command(command, waiter)
         self._added(block, before)
@@ -222,6 +261,11 @@ class Broker:
         assert self._taken is not None
         self._in_flight[entry.index] = self._taken
         self._taken = None
+
+    def makes_room(self, index: LogIndex) -> bool:
+        """See ``raft.driver.BlockSource``."""
+        block = self._in_flight.get(index)
+        return block is not None and block.makes_room
 
     def refused(self, error: AyderError) -> None:
         """See ``raft.driver.BlockSource``: the newest block in flight was not written."""
@@ -282,7 +326,6 @@ class Broker:
 
     def topic_deleted(self, topic: Topic) -> None:
         """See ``state_machine.RunSink``."""
-        self.topics_deleted = True
         for partition in topic.partitions:
             self.store.forget_partition(partition.uid)
             self.tail.forget(partition.uid)

@@ -12,6 +12,7 @@ there is any at or after the start; the event loop never touches the disk.
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_right
 from functools import partial
 
@@ -19,13 +20,15 @@ import attrs
 import trio
 
 from ayder.broker import Broker
-from ayder.errors import AyderError, ErrorCode
+from ayder.errors import AyderError, CorruptLog, ErrorCode
 from ayder.partition import Partition
 from ayder.run_cache import CachedRun, RunCache
 from ayder.runs import Run, merge_runs
 from ayder.storage.interface import RunRead
 
 __all__ = ["Fetcher", "Page", "Slice", "coalesce"]
+
+logger = logging.getLogger(__name__)
 
 _READ_AHEAD_RECORDS = 1000
 _READ_AHEAD_BYTES = 256 << 10
@@ -99,11 +102,21 @@ class Fetcher:
         return page
 
     async def fetch(self, partition: Partition, offset: int, limit: int, max_bytes: int) -> Page:
-        """A page, from memory or from disk. Raises ``AyderError`` (storage_damaged) where the disk lost what it held."""
-        page = self.from_memory(partition, offset, limit, max_bytes)
-        if page is not None:
-            return page
-        start = max(offset, partition.log_start_offset)
+        """A page, from memory or from disk.
+
+        Raises ``AyderError``: storage_damaged where the disk lost what it held, topic_not_found when the topic went meanwhile.
+        """
+        while True:
+            page = self.from_memory(partition, offset, limit, max_bytes)
+            if page is None:
+                start = max(offset, partition.log_start_offset)
+                runs = await self._read(partition, start, limit, max_bytes)
+                page = self._page_of(partition, runs, start, limit, max_bytes)
+            if page is not None:
+                return page
+
+    async def _read(self, partition: Partition, start: int, limit: int, max_bytes: int) -> list[CachedRun]:
+        """Runs from the disk, read by a worker; none where retention took what was asked for."""
         self.cold_reads += 1
         read = partial(
             self._broker.store.read_runs,
@@ -112,13 +125,18 @@ class Fetcher:
             max_records=max(limit, _READ_AHEAD_RECORDS),
             max_bytes=max(max_bytes, _READ_AHEAD_BYTES),
         )
-        runs = await trio.to_thread.run_sync(lambda: coalesce(read()), limiter=self._limiter)
-        return self._page_of(partition, runs, start, limit, max_bytes)
+        try:
+            return await trio.to_thread.run_sync(lambda: coalesce(read()), limiter=self._limiter)
+        except CorruptLog as damage:
+            if partition.log_start_offset > start or not self.is_live(partition):
+                return []
+            logger.error("a record cannot be read", extra={"partition": partition.uid, "offset": start, "reason": str(damage)})
+            raise _lost(start) from damage
 
-    def _page_of(self, partition: Partition, runs: list[CachedRun], start: int, limit: int, max_bytes: int) -> Page:
+    def _page_of(self, partition: Partition, runs: list[CachedRun], asked: int, limit: int, max_bytes: int) -> Page | None:
+        """What was read as a page; ``None`` when retention overtook all of it: read again where the log now begins."""
         log_start, end = partition.log_start_offset, partition.next_offset
-        if log_start > start:  # retention overtook the read: what was read may be gone, begin where the log now does
-            start = log_start
+        start = max(asked, log_start)
         page = Page(partition.uid, start, start, log_start, end, [])
         at, stop, bytes_left = start, min(end, start + limit), max_bytes
         full = False
@@ -133,15 +151,19 @@ class Fetcher:
             page.slices.append(piece)
             at = cached.base_offset + piece.last
             full = bytes_left <= 0
-        if at == start < stop and log_start <= start:
-            raise AyderError(ErrorCode.STORAGE_DAMAGED, f"offset {start} is retained but the log does not hold it", offset=start)
+        if at == start < stop:
+            if not self.is_live(partition):
+                raise AyderError(ErrorCode.TOPIC_NOT_FOUND, "the topic was deleted while it was read")
+            if log_start <= asked:
+                raise _lost(start)
+            return None
         page.next_offset = at
         return page
 
     async def wait_for_records(self, partition: Partition, offset: int, deadline: float) -> None:
         """Until the partition has a record at ``offset``, or the deadline (``trio.current_time``), or the topic is deleted."""
         with trio.move_on_at(deadline):
-            while partition.next_offset <= offset and self.is_live(partition):
+            while partition.next_offset <= offset and self.is_live(partition) and not self._broker.shutting_down:
                 await self._broker.grown(partition.uid).wait()
 
     def is_live(self, partition: Partition) -> bool:
@@ -151,10 +173,15 @@ class Fetcher:
     async def offset_at_time(self, partition: Partition, time_ms: int) -> int:
         """The first offset whose log time is at or after ``time_ms``; the end when all are older. Exact to one run."""
         find = partial(self._broker.store.find_time, partition.uid, time_ms)
+        end = partition.next_offset  # before the look-up: what comes during it is found, or is read from here
         entry = await trio.to_thread.run_sync(find, limiter=self._limiter)
         if entry is None:
-            return partition.next_offset
+            return end
         return max(entry.base_offset, partition.log_start_offset)
+
+
+def _lost(offset: int) -> AyderError:
+    return AyderError(ErrorCode.STORAGE_DAMAGED, f"offset {offset} is retained but the log does not hold it", offset=offset)
 
 
 def coalesce(reads: list[RunRead]) -> list[CachedRun]:
@@ -193,15 +220,14 @@ def _cut(cached: CachedRun, at: int, stop: int, bytes_left: int, *, first_of_pag
     """The part of a run from offset ``at`` that fits: (slice or None, bytes left after it)."""
     first = at - cached.base_offset
     last = min(cached.count, stop - cached.base_offset)
-    run = cached.run
-    size = run.values_length + run.keys_length
-    if size <= bytes_left:
-        return Slice(cached, first, last), bytes_left - size * (last - first) // cached.count
-    ends = run.ends
-    before = ends[first - 1] if first else 0
-    fitting = bisect_right(ends, before + bytes_left, first, last)
-    if fitting <= first:
+    weight_until = cached.run.weight_until
+    before = weight_until(first)
+    weight = weight_until(last) - before
+    if weight <= bytes_left:
+        return Slice(cached, first, last), bytes_left - weight
+    fitting = first + bisect_right(range(first + 1, last + 1), before + bytes_left, key=weight_until)
+    if fitting == first:
         if not first_of_page:
             return None, 0
         fitting = first + 1
-    return Slice(cached, first, fitting), bytes_left - (ends[fitting - 1] - before)
+    return Slice(cached, first, fitting), bytes_left - (weight_until(fitting) - before)

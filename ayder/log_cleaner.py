@@ -19,19 +19,20 @@ from functools import partial
 import attrs
 import trio
 
-from ayder.broker import Broker, SegmentEnd
+from ayder.broker import Broker
 from ayder.commands import Retention, TrimPartition, TrimPartitions
 from ayder.entries import LogIndex
 from ayder.errors import AyderError
 from ayder.partition import Partition
 from ayder.runs import Run
-from ayder.storage.interface import CheckpointStore, LogStore
+from ayder.storage.interface import CheckpointStore, LogStore, StorageFull
 
 __all__ = ["LogCleaner"]
 
 logger = logging.getLogger(__name__)
 
 _COLLECT_INTERVAL_S = 10.0
+_FULL_RETRY_S = 1.0
 _MAX_TRIMS = 1000
 
 
@@ -62,7 +63,6 @@ class LogCleaner:
         self._limited: list[tuple[Partition, Retention]] = []
         self._oldest_ms: dict[int, tuple[int, int]] = {}
         self._collecting = trio.Lock()
-        self._trimmed = False
         self.collectable_index = collectable_index
         """Segments that end here or before lie behind the two newest checkpoints: if the newest is damaged, the other will do."""
         self._checkpoint_index = collectable_index
@@ -79,18 +79,30 @@ class LogCleaner:
         while True:
             await self._broker.segment_ended.wait()
             self._broker.segment_ended = trio.Event()
-            await self.seal_ended()
+            if not await self.seal_ended():
+                await trio.sleep(_FULL_RETRY_S)
+                self._broker.segment_ended.set()
 
-    async def seal_ended(self) -> None:
-        """Seal every segment whose end was applied, then checkpoint the newest of those states."""
-        newest: SegmentEnd | None = None
-        while self._broker.segment_ends:
-            newest = self._broker.segment_ends.popleft()
-            if self._is_unsealed(newest.segment_id):
-                await trio.to_thread.run_sync(self._store.seal, newest.segment_id, newest.end_offsets)
-        if newest is not None:
-            await trio.to_thread.run_sync(self._checkpoints.write, newest.applied_index, newest.state)
-            self.collectable_index, self._checkpoint_index = self._checkpoint_index, newest.applied_index
+    async def seal_ended(self) -> bool:
+        """Seal every segment whose end was applied, then checkpoint the newest of those states.
+
+        Returns False when the disk has no room for it: what is not sealed stays in the list, and until it is a restart replays
+        more. Nothing is lost by waiting, so a full disk does not end the node here (RELIABILITY S-9).
+        """
+        ends = self._broker.segment_ends
+        try:
+            while ends:
+                newest = ends[0]
+                if self._is_unsealed(newest.segment_id):
+                    await trio.to_thread.run_sync(self._store.seal, newest.segment_id, newest.end_offsets)
+                if len(ends) == 1:
+                    await trio.to_thread.run_sync(self._checkpoints.write, newest.applied_index, newest.state)
+                    self.collectable_index, self._checkpoint_index = self._checkpoint_index, newest.applied_index
+                ends.popleft()
+        except StorageFull as full:
+            logger.warning("no room to seal a segment; it will be tried again", extra={"reason": str(full)})
+            return False
+        return True
 
     def _is_unsealed(self, segment_id: int) -> bool:
         return any(info.segment_id == segment_id and not info.sealed for info in self._store.segments())
@@ -117,7 +129,6 @@ class LogCleaner:
         trims = await trio.to_thread.run_sync(self._plan, due)
         for at in range(0, len(trims), _MAX_TRIMS):
             await self._broker.execute(TrimPartitions(tuple(trims[at : at + _MAX_TRIMS])))
-            self._trimmed = True
 
     def _due(self, now_ms: int) -> list[_Limit]:
         state = self._broker.state
@@ -192,34 +203,42 @@ class LogCleaner:
         if entry.bytes_before >= target:
             return entry.base_offset, entry.bytes_before
         run = self._run_at(limit.uid, entry.base_offset)
+        if run is None:
+            return limit.log_start_offset, limit.bytes_taken - limit.retained_bytes
         keep_from = next(i for i in range(1, run.count + 1) if entry.bytes_before + run.bytes_until(i) >= target)
         return entry.base_offset + keep_from, entry.bytes_before + run.bytes_until(keep_from)
 
-    def _run_at(self, uid: int, offset: int) -> Run:
-        return Run(self._store.read_runs(uid, offset, max_records=1, max_bytes=1)[0].data)
+    def _run_at(self, uid: int, offset: int) -> Run | None:
+        """The run that begins at ``offset``; ``None`` when a trim and a collection overtook us and it is gone."""
+        reads = self._store.read_runs(uid, offset, max_records=1, max_bytes=1)
+        return Run(reads[0].data) if reads and reads[0].entry.base_offset == offset else None
 
     async def bytes_before(self, partition: Partition, offset: int) -> int:
         """Record bytes the partition had taken before ``offset``: what a trim to it needs to know."""
-        if offset >= partition.next_offset:
-            return partition.bytes_taken
-        if offset <= partition.log_start_offset:
+        if offset < partition.next_offset:
+            read = partial(self._store.read_runs, partition.uid, offset, max_records=1, max_bytes=1)
+            reads = await trio.to_thread.run_sync(read) if offset > partition.log_start_offset else []
+            if offset > partition.log_start_offset and reads:
+                entry = reads[0].entry
+                return entry.bytes_before + Run(reads[0].data).bytes_until(offset - entry.base_offset)
             return partition.bytes_before_start
-        return await trio.to_thread.run_sync(self._bytes_before, partition.uid, offset)
-
-    def _bytes_before(self, uid: int, offset: int) -> int:
-        read = self._store.read_runs(uid, offset, max_records=1, max_bytes=1)[0]
-        return read.entry.bytes_before + Run(read.data).bytes_until(offset - read.entry.base_offset)
+        return partition.bytes_taken
 
     # -- disk space -----------------------------------------------------------------------------------------------
     async def _collect_loop(self) -> None:
+        seen = (-1, -1)
         while True:
             await trio.sleep(_COLLECT_INTERVAL_S)
-            if self._trimmed or self._broker.topics_deleted:
-                self._trimmed = self._broker.topics_deleted = False
+            there_now = (self._broker.state.trim_version, self.collectable_index)
+            if there_now != seen:
+                seen = there_now
                 await self.collect()
 
     async def collect(self) -> int:
-        """Drop sealed segments that hold nothing retained, rewrite those that hold little. Returns bytes freed."""
+        """Drop sealed segments that hold nothing retained, rewrite those that hold little. Returns bytes freed.
+
+        Where the disk has no room for a rewrite the segment stays as it is.
+        """
         async with self._collecting:
             log_starts = {p.uid: p.log_start_offset for _, p in self._broker.state.catalogue.partitions()}
             freed = 0
@@ -235,5 +254,8 @@ class LogCleaner:
         if live == 0:
             return self._store.drop_segment(segment_id)
         if live < self._broker.config.storage.gc_live_ratio * size_bytes:
-            return self._store.rewrite_segment(segment_id, log_starts)
+            try:
+                return self._store.rewrite_segment(segment_id, log_starts)
+            except StorageFull as full:
+                logger.warning("no room to rewrite a segment", extra={"segment": segment_id, "reason": str(full)})
         return 0

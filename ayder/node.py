@@ -30,6 +30,7 @@ from ayder.http.admission import RateLimiter
 from ayder.http.app import HttpApplication
 from ayder.http.auth import Authenticator
 from ayder.http.context import Context
+from ayder.http.fan_out import FanOut
 from ayder.http.front import Front
 from ayder.http.server import HttpServer
 from ayder.log_cleaner import LogCleaner
@@ -78,6 +79,20 @@ class Node:
             reasons.append("the disk is full")
         return reasons
 
+    def supply_gauges(self, fan_out: FanOut) -> None:
+        """Have what only the node sees of its parts read at each scrape."""
+        supply, broker, fronts = self.metrics.supply, self.broker, self.fronts
+        supply("ayder_stream_subscribers", lambda: fan_out.subscribers)
+        supply("ayder_queue_bytes", lambda: broker.queued_bytes)
+        supply("ayder_aof_pending_writes", lambda: broker.queued_blocks)
+        supply("ayder_sealed_queue_depth", lambda: broker.queued_blocks)
+        supply("ayder_http_active_connections", lambda: sum(len(front.connections) for front in fronts))
+        supply("ayder_http_bodies_in_flight_bytes", lambda: sum(front.held_body_bytes for front in fronts))
+
+    def begin_stop(self) -> None:
+        """Take no new work; streams and long-polls end."""
+        self.broker.begin_stop()
+
     def add_front(self, front: Front) -> None:
         """A front that answers for this node: its answers carry who we are."""
         self.fronts.append(front)
@@ -125,11 +140,11 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
                 cleaner_nursery.start_soon(node.cleaner.run)
                 try:
                     yield node
-                    broker.shutting_down = True
+                    broker.begin_stop()
                     with trio.move_on_after(_FINAL_SYNC_S):
                         await node.driver.quiesce()
                 finally:
-                    broker.shutting_down = True
+                    broker.begin_stop()
                     cleaner_nursery.cancel_scope.cancel()
             raft_nursery.cancel_scope.cancel()
         logger.info("stopped", extra={"applied_index": broker.applied_index})
@@ -197,15 +212,19 @@ def _build(config: Config, broker: Broker, store: Any, checkpoints: Any, collect
     metrics = Metrics()
     driver.append_seconds = metrics.observe_append
     cleaner = LogCleaner(broker=broker, checkpoints=checkpoints, collectable_index=collectable_index, clock_ms=wall_clock_ms)
+    fetcher = Fetcher(broker)
+    fan_out = FanOut(broker, fetcher)
     node = Node(config, broker, driver, cleaner, metrics)
+    node.supply_gauges(fan_out)
     context = Context(
         config=config,
         broker=broker,
-        fetcher=Fetcher(broker),
+        fetcher=fetcher,
         cleaner=cleaner,
         authenticator=Authenticator(config.auth),
         rate_limiter=RateLimiter(enabled=config.auth.rate_limits),
         metrics=metrics,
+        fan_out=fan_out,
         node=node,
     )
     node.application = HttpApplication(context, ROUTES)
@@ -225,7 +244,7 @@ async def run_node(config: Config, *, task_status: trio.TaskStatus[list[str]] = 
             async for number in signals:
                 logger.info("stopping", extra={"signal": signal.Signals(number).name})
                 break
-            node.broker.shutting_down = True
+            node.begin_stop()
             nursery.start_soon(partial(_second_signal, signals, nursery.cancel_scope))
             await server.drain()
             nursery.cancel_scope.cancel()

@@ -77,15 +77,16 @@ class Partition:
         self.bytes_taken = before + record_bytes
         return base, before
 
-    def trim(self, log_start_offset: int, bytes_before: int) -> int:
-        """Move the log start up (never down, never beyond the end); returns how many records went."""
+    def trim(self, log_start_offset: int, bytes_before: int) -> tuple[int, int]:
+        """Move the log start up (never down, never beyond the end); returns how many records and bytes went."""
         target = min(log_start_offset, self.next_offset)
         gone = target - self.log_start_offset
         if gone <= 0:
-            return 0
+            return 0, 0
+        before = self.bytes_before_start
         self.log_start_offset = target
-        self.bytes_before_start = max(self.bytes_before_start, min(bytes_before, self.bytes_taken))
-        return gone
+        self.bytes_before_start = max(before, min(bytes_before, self.bytes_taken))
+        return gone, self.bytes_before_start - before
 
     @property
     def retained_bytes(self) -> int:

@@ -15,13 +15,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from ayder.commands import BLOCK_HEADER_BYTES, COMMAND_HEADER_BYTES, RUN, BatchHead, Command, encode_block, encode_command
+from ayder.commands import (
+    BLOCK_HEADER_BYTES,
+    COMMAND_HEADER_BYTES,
+    RUN,
+    BatchHead,
+    Command,
+    DeleteTopic,
+    SetRetention,
+    TrimPartitions,
+    encode_block,
+    encode_command,
+)
 from ayder.errors import AyderError, ErrorCode
 from ayder.runs import RUN_HEADER_BYTES, encode_values
 from ayder.state_machine import Appended, Result
 
-__all__ = ["AppendWaiter", "PendingBlock", "ResultWaiter"]
+__all__ = ["MAKES_ROOM", "AppendWaiter", "PendingBlock", "ResultWaiter"]
 
+MAKES_ROOM = (DeleteTopic, SetRetention, TrimPartitions)
 _VALUE_OVERHEAD_BYTES = 4
 _RUN_OVERHEAD_BYTES = COMMAND_HEADER_BYTES + RUN_HEADER_BYTES
 
@@ -73,12 +85,14 @@ class _Values:
 class PendingBlock:
     """The next block while it gathers. ``size_bytes`` is close to what ``encode`` will return."""
 
-    __slots__ = ("_open", "_slots", "_waiters", "next_deadline_ns", "size_bytes")
+    __slots__ = ("_open", "_slots", "_waiters", "makes_room", "next_deadline_ns", "size_bytes")
 
     def __init__(self) -> None:
         self._slots: list[_Values | tuple[int, bytes]] = []
         self._waiters: list[list[AppendWaiter] | AppendWaiter | ResultWaiter] = []
         self._open: dict[int, _Values] = {}
+        self.makes_room = True
+        """Nothing but commands that let disk space be given back: these may use the ballast of a full disk."""
         self.size_bytes = BLOCK_HEADER_BYTES
         self.next_deadline_ns = 1 << 63
 
@@ -93,6 +107,7 @@ class PendingBlock:
             run = self._open[uid] = _Values(topic_id, partition)
             self._slots.append(run)
             self._waiters.append(run.waiters)
+            self.makes_room = False
             self.size_bytes += _RUN_OVERHEAD_BYTES
         run.values.append(value)
         run.waiters.append(waiter)
@@ -103,6 +118,7 @@ class PendingBlock:
     def add_run(self, uid: int, run: bytes, waiter: AppendWaiter) -> None:
         """A whole run. Values that come later for this partition form a new run behind it."""
         self._open.pop(uid, None)
+        self.makes_room = False
         self._add((RUN, run), waiter)
 
     def add_batch(self, runs: Sequence[tuple[int, bytes]], waiters: Sequence[AppendWaiter], producer: bytes) -> None:
@@ -118,6 +134,7 @@ class PendingBlock:
     def add_command(self, command: Command, waiter: ResultWaiter) -> None:
         """A control command. Later records stand behind it."""
         self._open.clear()
+        self.makes_room = self.makes_room and isinstance(command, MAKES_ROOM)
         self._add(encode_command(command), waiter)
 
     def _add(self, slot: tuple[int, bytes], waiter: AppendWaiter | ResultWaiter) -> None:

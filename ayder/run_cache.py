@@ -38,7 +38,9 @@ class CachedRun:
     def run(self) -> Run:
         """The run, its header read."""
         if self._run is None:
-            self._run = Run(self.payload[self.start : self.start + self.length])
+            self.payload = self.payload[self.start : self.start + self.length]  # the block may go when its last run was cut out
+            self.start = 0
+            self._run = Run(self.payload)
         return self._run
 
     @property
@@ -57,10 +59,13 @@ class RunCache:
         self.size_bytes = 0
 
     def add(self, uid: int, cached: CachedRun) -> None:
-        """Keep a run; older ones may go."""
+        """Keep a run; older ones may go. Of two that begin at one offset the longer stays."""
         key = (uid, cached.base_offset)
-        if key in self._runs:
-            return
+        known = self._runs.get(key)
+        if known is not None:
+            if known.count >= cached.count:
+                return
+            self._drop(key)
         self._runs[key] = cached
         bases = self._bases.setdefault(uid, [])
         if not bases or bases[-1] < cached.base_offset:

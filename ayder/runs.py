@@ -251,8 +251,16 @@ class Run:
         if i <= 0:
             return 0
         key_bytes = self._end_at(1, i - 1) if self.flags & KEYS else 0
-        value_bytes: int = self.ends[i - 1] - self.gap * (i - 1)
+        value_bytes: int = self._end_at(0, i - 1) - self.gap * (i - 1)
         return value_bytes + key_bytes
+
+    def weight_until(self, i: int) -> int:
+        """Bytes of the first ``i`` records with their keys and headers: what they cost a page. No work per record."""
+        if i >= self.count:
+            whole: int = self.record_bytes + self.headers_length
+            return whole
+        header_bytes = self._end_at(1 + (self.flags & KEYS != 0), i - 1) if i > 0 and self.flags & HEADERS else 0
+        return self.bytes_until(i) + header_bytes
 
     def _blobs(self, word: int, at: int, first: int, last: int) -> list[bytes]:
         ends = self._column(word, last)

@@ -23,6 +23,7 @@ from ayder.commands import (
     CommitOffsets,
     CreateTopic,
     DeleteTopic,
+    Retention,
     SetRetention,
     TrimPartitions,
     decode_block,
@@ -64,9 +65,10 @@ class Committed(NamedTuple):
 
 
 class Trimmed(NamedTuple):
-    """One count a trim: the records that went."""
+    """One count a trim: the records that went, and their bytes (values and keys)."""
 
     records: tuple[int, ...]
+    record_bytes: tuple[int, ...]
 
 
 class BatchJudged(NamedTuple):
@@ -123,6 +125,8 @@ class StateMachine:
         self.log_time_ms = 0
         self.state_hash = bytes(8)
         self._batch: _Batch | None = None
+        self.trim_version = 0
+        """Moves when records were trimmed or a topic deleted: there may be disk space to give back."""
         self.policy_version = 0
         """Moves when topics or retention policies change: what is derived from them is stale."""
 
@@ -268,6 +272,7 @@ class StateMachine:
             return AyderError(ErrorCode.TOPIC_NOT_FOUND, f"there is no topic {command.name!r}", topic=command.name)
         self.groups.forget_topic(topic.topic_id)
         self.policy_version += 1
+        self.trim_version += 1
         self._sink.topic_deleted(topic)
         return TopicChanged(topic, True)
 
@@ -292,9 +297,9 @@ class StateMachine:
             return AyderError(ErrorCode.TOPIC_NOT_FOUND, f"there is no topic {command.topic!r}", topic=command.topic)
         if command.partition is None:
             topic.retention = merge_retention(topic.retention, command.retention)
-            topic.partition_retention.clear()
+            topic.partition_retention = _without(topic.partition_retention, command.retention)
         elif command.partition < len(topic.partitions):
-            own = topic.partition_retention.get(command.partition, type(command.retention)())
+            own = topic.partition_retention.get(command.partition, Retention())
             topic.partition_retention[command.partition] = merge_retention(own, command.retention)
         else:
             return AyderError(
@@ -306,11 +311,23 @@ class StateMachine:
         return TopicChanged(topic, True)
 
     def _trim(self, command: TrimPartitions) -> Result:
+        self.trim_version += 1
         gone = []
         for trim in command.trims:
             partition = self.catalogue.partition(trim.uid)
-            gone.append(0 if partition is None else partition.trim(trim.log_start_offset, trim.bytes_before))
-        return Trimmed(tuple(gone))
+            gone.append((0, 0) if partition is None else partition.trim(trim.log_start_offset, trim.bytes_before))
+        return Trimmed(tuple(records for records, _ in gone), tuple(record_bytes for _, record_bytes in gone))
+
+
+def _without(policies: dict[int, Retention], said: Retention) -> dict[int, Retention]:
+    """What a topic's policy says holds for all its partitions; what it does not say stays theirs (D-14)."""
+    kept = {}
+    for number, own in policies.items():
+        ttl_ms = own.ttl_ms if said.ttl_ms is None else None
+        max_bytes = own.max_bytes if said.max_bytes is None else None
+        if (ttl_ms, max_bytes) != (None, None):
+            kept[number] = Retention(ttl_ms, max_bytes)
+    return kept
 
 
 def _duplicate(first: Seen, digest: bytes) -> Result:

@@ -140,7 +140,10 @@ class HttpApplication:
     def _finish(self, request: Request, response: Response) -> Response:
         match = request.route
         template = match.route.template if isinstance(match, Match) else _NO_ROUTE.template
-        self._observe(template, response.status, (time.monotonic_ns() - request.received_ns) / 1e9)
+        seconds = (time.monotonic_ns() - request.received_ns) / 1e9
+        self._observe(template, response.status, seconds)
+        if request.query and b"timing=1" in request.query:
+            response.headers += ((b"server-timing", b"total;dur=%.3f" % (seconds * 1000)),)
         if request.response_headers:
             response.headers += request.response_headers
         if self._origins and b"origin" in request.headers:

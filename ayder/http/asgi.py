@@ -358,7 +358,7 @@ class _RealNode:
 
     def begin_stop(self) -> None:
         """From now on the node says that it is not ready and takes nothing new."""
-        self._node.broker.shutting_down = True
+        self._node.begin_stop()
 
 
 install()

@@ -48,13 +48,12 @@ class _Options:
     wait_ms: int
     b64: bool
     local: bool
-    timing: bool
 
 
 _options_memo: dict[bytes, _Options] = {}
 
 
-def _options(context: Context, raw: bytes) -> _Options:
+def _options(raw: bytes) -> _Options:
     found = _options_memo.get(raw)
     if found is not None:
         return found
@@ -65,10 +64,9 @@ def _options(context: Context, raw: bytes) -> _Options:
         start="earliest" if offset is not None and offset < 0 else query.text("from"),
         limit=query.integer("limit", DEFAULT_LIMIT, least=1, most=MAX_LIMIT) or DEFAULT_LIMIT,
         max_bytes=query.integer("max_bytes", DEFAULT_PAGE_BYTES, least=1, most=MAX_PAGE_BYTES) or DEFAULT_PAGE_BYTES,
-        wait_ms=min(query.integer("wait_ms", 0) or 0, context.config.http.max_long_poll_ms),
+        wait_ms=query.integer("wait_ms", 0) or 0,
         b64=query.text("encoding") == "b64",
         local=query.text("consistency", "linearizable", choices=("linearizable", "local")) == "local",
-        timing=query.flag("timing"),
     )
     if offset is not None and query.text("from"):
         raise invalid("from", "excludes offset")
@@ -102,7 +100,7 @@ def records(context: Context, request: Request, parameters: tuple[bytes, ...]) -
 
 
 def _read(context: Context, request: Request, raw_topic: bytes, raw_partition: bytes, group: str | None) -> Answer:
-    options = _options(context, request.query)
+    options = _options(request.query)
     broker = context.broker
     if not options.local and not broker.driver.ready:
         raise AyderError(ErrorCode.NO_QUORUM, "the node is still applying its log")
@@ -127,7 +125,8 @@ def _read(context: Context, request: Request, raw_topic: bytes, raw_partition: b
 async def _fetch(reader: _Reader) -> Response:
     start = await _start(reader)
     options, partition, fetcher = reader.options, reader.partition, reader.context.fetcher
-    deadline = trio.current_time() + options.wait_ms / 1000
+    wait_ms = min(options.wait_ms, reader.context.config.http.max_long_poll_ms)
+    deadline = trio.current_time() + wait_ms / 1000
     while True:
         page = await fetcher.fetch(partition, start, options.limit, options.max_bytes)
         if (
@@ -201,17 +200,21 @@ def _check_not_below(partition: Partition, offset: int) -> None:
 def _answer(reader: _Reader, asked: int, page: Page) -> Response:
     options = reader.options
     skipped = page.start_offset if page.start_offset > asked else None
-    reader.context.metrics.records_out(reader.topic.topic_id, page.count)
     accept = reader.accept
-    if (accept and b"json" not in accept) or b"ndjson" in accept:
-        render = _renderer(accept)
-        if render is not None:
-            content_type, encode = render
-            return Response(200, encode(page, options.b64), content_type, _page_headers(page, reader.committed, skipped))
-    extra = b"" if skipped is None else b',"skipped_to":%d' % skipped
-    if options.local:
-        extra += b',"as_of_index":%d' % reader.context.broker.applied_index
-    return Response(200, render_json(page, b64=options.b64, committed=reader.committed, extra=extra))
+    render = _renderer(accept) if accept and accept != b"application/json" else None
+    if render is not None:
+        content_type, encode = render
+        headers = _page_headers(page, reader.committed, skipped)
+        if options.local:
+            headers += ((b"ayder-as-of-index", b"%d" % reader.context.broker.applied_index),)
+        response = Response(200, encode(page, options.b64), content_type, headers)
+    else:
+        extra = b"" if skipped is None else b',"skipped_to":%d' % skipped
+        if options.local:
+            extra += b',"as_of_index":%d' % reader.context.broker.applied_index
+        response = Response(200, render_json(page, b64=options.b64, committed=reader.committed, extra=extra))
+    reader.context.metrics.records_out(reader.topic.topic_id, page.count, len(response.body))
+    return response
 
 
 def _renderer(accept: bytes) -> tuple[bytes, Callable[[Page, bool], bytes]] | None:
@@ -222,7 +225,7 @@ def _renderer(accept: bytes) -> tuple[bytes, Callable[[Page, bool], bytes]] | No
             return kind, lambda page, b64: render_ndjson(page, b64=b64)
         if kind == b"application/octet-stream":
             return kind, lambda page, _b64: render_binary(page)
-        if kind in (b"application/json", b"application/*", b"*/*"):
+        if kind in (b"application/*", b"*/*") or kind.endswith(b"json"):
             return None
     raise AyderError(
         ErrorCode.NOT_ACCEPTABLE,

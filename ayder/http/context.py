@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ayder.fetch import Fetcher
     from ayder.http.admission import RateLimiter
     from ayder.http.auth import Authenticator
+    from ayder.http.fan_out import FanOut
     from ayder.log_cleaner import LogCleaner
     from ayder.metrics import Metrics
 
@@ -42,4 +43,5 @@ class Context:
     authenticator: Authenticator
     rate_limiter: RateLimiter
     metrics: Metrics
+    fan_out: FanOut
     node: NodeFacts

@@ -10,8 +10,9 @@ between them (``gap`` 1), so the bytes are split once to be counted and never co
 from __future__ import annotations
 
 import operator
+import re
 from array import array
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import NamedTuple
 
 import msgspec
@@ -22,6 +23,10 @@ from ayder.records import Record
 
 __all__ = ["Lines", "TypedRecord", "parse_records", "split_lines"]
 
+_LINE = re.compile(rb"(?!\r?(?:\n|\Z))[^\n]+")
+"""A line that is not empty, its CR included."""
+_TYPED_LINE = re.compile(rb"[^ \t\r\n][^\n]*")
+"""From the first byte of a line that is not blank."""
 _decode_string = msgspec.json.Decoder(str).decode
 
 
@@ -40,20 +45,25 @@ def split_lines(body: bytes, max_records: int) -> Lines:
     Raises ``AyderError``: payload_too_large beyond ``max_records`` (a batch is never cut), invalid_request for no line at all.
     """
     text = body[:-1] if body.endswith(b"\n") else body
-    if _is_plain(text):
+    breaks = text.count(b"\n")
+    if _is_plain(text, breaks):
+        _check_count(breaks + 1, max_records)
         lines = text.split(b"\n")
-        _check_count(len(lines), max_records)
         ends = array("I", map(operator.add, accumulate(map(len, lines)), range(len(lines))))
         return Lines(len(lines), ends.tobytes(), text, 1)
-    values = [_value(line) for line in (raw.removesuffix(b"\r") for raw in text.split(b"\n")) if line]
-    _check_count(len(values), max_records)
+    found = list(islice(_LINE.finditer(text), max_records + 1))  # what is refused is not split to its end
+    _check_count(len(found), max_records)
+    values = [_value(line.group().removesuffix(b"\r")) for line in found]
     return Lines(len(values), array("I", accumulate(map(len, values))).tobytes(), b"".join(values), 0)
 
 
-def _is_plain(text: bytes) -> bool:
+def _is_plain(text: bytes, breaks: int) -> bool:
     """Whether every line is stored as it stands: none empty, none ending in CR, none that could be a JSON string."""
+    if text[:1] == b"{" and text.count(b"\n{") == breaks and b"\r" not in text:
+        return True  # every line begins an object: the usual batch, told by three scans instead of six
     return not (
         text[:1] in (b"", b"\n", b'"', b" ", b"\t")
+        or text.endswith(b"\n")
         or b"\r" in text
         or b"\n\n" in text
         or b'\n"' in text
@@ -76,9 +86,8 @@ def _check_count(count: int, max_records: int) -> None:
     if count > max_records:
         raise AyderError(
             ErrorCode.PAYLOAD_TOO_LARGE,
-            f"a batch holds at most {max_records} records, this one {count}",
+            f"a batch holds at most {max_records} records, this one has more",
             max_records=max_records,
-            got_records=count,
         )
     if count == 0:
         raise AyderError(ErrorCode.INVALID_REQUEST, "the body holds no record", parameter="body")
@@ -107,16 +116,17 @@ class TypedRecord(NamedTuple):
 
 def parse_records(body: bytes, *, max_records: int, max_key_bytes: int, max_headers: int) -> list[TypedRecord]:
     """The records of a typed batch. Raises ``AyderError`` naming the line (from 1) of the first mistake."""
-    lines = [line for line in body.split(b"\n") if line.strip(b" \t\r")]
-    _check_count(len(lines), max_records)
+    found = list(islice(_TYPED_LINE.finditer(body), max_records + 1))
+    _check_count(len(found), max_records)
     records = []
-    for number, line in enumerate(lines, 1):
+    for number, match in enumerate(found, 1):
+        line = match.group()
         try:
             check_depth(line)
             records.append(_typed(_decode_line(line), max_key_bytes, max_headers))
         except AyderError as error:
             raise AyderError(error.code, f"line {number}: {error.message}", **{**error.facts, "line": number}) from None
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             raise AyderError(ErrorCode.INVALID_REQUEST, f"line {number}: {error}", line=number) from None
     return records
 
@@ -125,6 +135,7 @@ def _typed(line: _Line, max_key_bytes: int, max_headers: int) -> TypedRecord:
     given = (line.value is not None) + (line.value_b64 is not None) + bool(bytes(line.json))
     if given != 1:
         raise AyderError(ErrorCode.INVALID_REQUEST, "exactly one of value, value_b64 and json is needed")
+    bytes(line.json).decode()  # kept as it came, so nothing has looked inside its strings yet
     if line.key is not None and line.key_b64 is not None:
         raise AyderError(ErrorCode.INVALID_REQUEST, "key and key_b64 exclude each other")
     value = line.value.encode() if line.value is not None else line.value_b64 if line.value_b64 is not None else bytes(line.json)

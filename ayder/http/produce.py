@@ -17,11 +17,10 @@ import msgspec
 import trio
 
 from ayder.broker import Broker
-from ayder.commands import CreateTopic, Retention
 from ayder.errors import AyderError, ErrorCode
 from ayder.http.context import Context
 from ayder.http.errors import error_response
-from ayder.http.exchange import Answer, Deferred, Headers, Request, Response, Work
+from ayder.http.exchange import Answer, Deferred, Request, Response, Work
 from ayder.http.ndjson import TypedRecord, checked_headers, parse_records, split_lines
 from ayder.http.params import Query, invalid
 from ayder.http.routes import Body, Route, Scope
@@ -30,7 +29,7 @@ from ayder.records import Record, check_name
 from ayder.runs import encode_records, encode_run
 from ayder.topics import Topic, partition_for_key
 
-__all__ = ["ROUTES", "create_topic_command"]
+__all__ = ["ROUTES"]
 
 _RECORDS_TYPE = b"application/vnd.ayder.records+ndjson"
 _HEADER_PREFIX = b"ayder-header-"
@@ -45,6 +44,7 @@ class _Options:
     key: bytes
     idempotency_key: bytes
     timeout_ns: int
+    """0: as configured."""
     ack: str
     timing: bool
     receipt: bool
@@ -60,7 +60,7 @@ def _options(context: Context, raw: bytes) -> _Options:
     if found is not None:
         return found
     query, topics = Query(raw), context.config.topics
-    timeout_ms = query.integer("timeout_ms", None, most=3_600_000) or context.config.http.default_produce_timeout_ms
+    timeout_ms = query.integer("timeout_ms", 0, most=3_600_000) or 0
     timing, receipt = query.flag("timing"), query.flag("receipt")
     ack = query.text("ack", "", choices=("leader", "majority", "all"))
     options = _Options(
@@ -83,14 +83,15 @@ def _options(context: Context, raw: bytes) -> _Options:
 class _Receipt(Deferred):
     """Waits for one run and becomes its receipt."""
 
-    __slots__ = ("_batch", "_context", "_options", "_partition", "_started_ns", "deadline_ns", "done")
+    __slots__ = ("_batch", "_context", "_options", "_partition", "_started_ns", "_topic", "deadline_ns", "done")
 
-    def __init__(self, context: Context, options: _Options, partition: int, now_ns: int, *, batch: bool) -> None:
+    def __init__(self, context: Context, options: _Options, topic: Topic, partition: int, now_ns: int, *, batch: bool) -> None:
         super().__init__()
-        self.deadline_ns = now_ns + options.timeout_ns
+        self.deadline_ns = now_ns + (options.timeout_ns or context.config.http.default_produce_timeout_ms * 1_000_000)
         self.done = False
         self._context = context
         self._options = options
+        self._topic = topic
         self._partition = partition
         self._started_ns = now_ns
         self._batch = batch
@@ -110,38 +111,51 @@ class _Receipt(Deferred):
         if self._options.plain:
             self.resolve(Response(200, body))
             return
-        facts, headers = _extras(self._context.broker, self._options, self._started_ns, log_index)
-        self.resolve(Response(200, body[:-1] + facts + b"}", headers=headers))
+        facts = _extras(self._context.broker, self._topic, self._options, self._started_ns, log_index)
+        self.resolve(Response(200, body[:-1] + facts + b"}"))
 
     def failed(self, error: AyderError) -> None:
         """See ``pending.AppendWaiter``."""
         self.resolve(error_response(error))
 
 
-def _extras(broker: Broker, options: _Options, started_ns: int, log_index: int) -> tuple[bytes, Headers]:
-    """What ``timing=1``, ``receipt=1`` and ``ack=`` add to a receipt: JSON fields and headers."""
+_LEVELS = {None: "majority", "async": "leader", "sync-majority": "majority", "sync-all": "all"}
+"""What a topic's write mode means where a request asks for no ``ack``."""
+
+
+def _extras(broker: Broker, topic: Topic, options: _Options, started_ns: int, log_index: int) -> bytes:
+    """What ``timing=1``, ``receipt=1`` and ``ack=`` add to a receipt: JSON fields, each beginning with a comma."""
     facts = b""
-    headers: Headers = ()
     if options.receipt or options.ack:
-        ack: dict[str, object] = {"level": options.ack or "majority", "copies": 1, "voters": 1}
-        if options.ack == "leader":
+        level = options.ack or _LEVELS[topic.write_mode]
+        ack: dict[str, object] = {"level": level, "copies": 1, "voters": 1}
+        if level == "leader":
             ack["durable"] = "leader"
-        ack |= {"term": broker.driver.consensus.current_term, "index": log_index}
+        ack |= {"term": _term_of(broker, log_index), "index": log_index}
         facts += b',"ack":' + msgspec.json.encode(ack)
     if options.timing:
         total_us = (time.monotonic_ns() - started_ns) // 1000
         sync_us = min(total_us, int(broker.driver.last_append_s * 1e6))
-        fields = {
+        timing = {
             "queue_us": total_us - sync_us,
             "recv_parse_us": 0,
             "server_us": total_us,
             "produce_us": total_us,
             "sync_wait_us": sync_us,
         }
-        facts += b"," + msgspec.json.encode(fields)[1:-1]
-        line = b"queue;dur=%.3f, sync;dur=%.3f, total;dur=%.3f" % ((total_us - sync_us) / 1000, sync_us / 1000, total_us / 1000)
-        headers = ((b"server-timing", line),)
-    return facts, headers
+        facts += b"," + msgspec.json.encode(timing)[1:-1]
+    return facts
+
+
+def _term_of(broker: Broker, log_index: int) -> int | None:
+    """The term of an applied entry: a duplicate's may be an older one; ``None`` when the log no longer holds it."""
+    consensus = broker.driver.consensus
+    if log_index >= consensus.term_start_index:
+        return consensus.current_term
+    try:
+        return broker.store.term_at(log_index)
+    except LookupError:
+        return None
 
 
 # -- one record ---------------------------------------------------------------------------------------------------
@@ -168,7 +182,8 @@ def produce(context: Context, request: Request, parameters: tuple[bytes, ...]) -
     topic = context.broker.state.catalogue.by_name.get(prepared.topic)
     if topic is not None:
         return _submit_one(context, prepared, topic, request.body)
-    return _create_first(context, prepared.topic, lambda created: _submit_one(context, prepared, created, request.body))
+    asked = prepared.options.partition
+    return _create_first(context, prepared.topic, lambda created: _submit_one(context, prepared, created, request.body), asked)
 
 
 def _prepare(context: Context, request: Request, parameters: tuple[bytes, ...]) -> _Prepared:
@@ -182,7 +197,7 @@ def _prepare(context: Context, request: Request, parameters: tuple[bytes, ...]) 
 def _submit_one(context: Context, prepared: _Prepared, topic: Topic, value: bytes) -> _Receipt:
     options, broker = prepared.options, context.broker
     number = _partition(broker, topic, options.partition, options.key, prepared.idempotency_key)
-    receipt = _Receipt(context, options, number, time.monotonic_ns(), batch=False)
+    receipt = _Receipt(context, options, topic, number, time.monotonic_ns(), batch=False)
     if prepared.bare:
         broker.produce_value(topic, number, value, receipt)
     else:
@@ -218,7 +233,7 @@ def _producer(idempotency_key: bytes, body: bytes) -> bytes:
 def _partition(broker: Broker, topic: Topic, asked: int | None, key: bytes, idempotency_key: bytes) -> int:
     """The partition a record goes to. A retry must find the same one, so an idempotency key alone chooses like a key."""
     if asked is not None:
-        if asked >= len(topic.partitions):
+        if not 0 <= asked < len(topic.partitions):
             broker.partition(topic, asked)
         return asked
     if idempotency_key and not key:
@@ -227,24 +242,32 @@ def _partition(broker: Broker, topic: Topic, asked: int | None, key: bytes, idem
 
 
 # -- topics that are not there yet --------------------------------------------------------------------------------
-def _with_topic(context: Context, raw_name: bytes, submit: Callable[[Topic], Deferred]) -> Answer:
-    """Submit at once if the topic exists; else create it first."""
+def _with_topic(context: Context, raw_name: bytes, submit: Callable[[Topic], Deferred], asked: int | None) -> Answer:
+    """Submit at once if the topic exists; else create it first. ``asked`` is the highest partition the request names."""
     name = raw_name.decode("utf-8", "replace")
     topic = context.broker.state.catalogue.by_name.get(name)
-    return submit(topic) if topic is not None else _create_first(context, name, submit)
+    return submit(topic) if topic is not None else _create_first(context, name, submit, asked)
 
 
-def _create_first(context: Context, raw_name: str, submit: Callable[[Topic], Deferred]) -> Answer:
-    """Create the topic, as producing always has, then submit."""
+def _create_first(context: Context, raw_name: str, submit: Callable[[Topic], Deferred], asked: int | None) -> Answer:
+    """Create the topic, as producing always has, then submit. A request that must fail then creates nothing."""
     name = check_name("topic", raw_name)
     if not context.config.topics.auto_create:
         context.broker.topic(name)
+    partitions = context.config.topics.default_partitions
+    if asked is not None and not 0 <= asked < partitions:
+        raise AyderError(
+            ErrorCode.PARTITION_NOT_FOUND,
+            f"topic {name!r} would be created with partitions 0 to {partitions - 1}, not {asked}",
+            topic=name,
+            partition=asked,
+        )
     return Work(lambda: _create_then(context, name, submit))
 
 
 async def _create_then(context: Context, name: str, submit: Callable[[Topic], Deferred]) -> Response:
     if name not in context.broker.state.catalogue.by_name:
-        command = create_topic_command(context, name, context.config.topics.default_partitions)
+        command = context.broker.creation_of(name, context.config.topics.default_partitions)
         try:
             await context.broker.execute(command)
         except AyderError as error:
@@ -257,22 +280,6 @@ async def _create_then(context: Context, name: str, submit: Callable[[Topic], De
         await resolved.wait()
     assert answer.response is not None
     return answer.response
-
-
-def create_topic_command(context: Context, name: str, partitions: int, retention: Retention | None = None) -> CreateTopic:
-    """The command that creates a topic with this node's settings. Raises ``AyderError`` when there are too many topics."""
-    topics, catalogue = context.config.topics, context.broker.state.catalogue
-    if len(catalogue.by_name) >= topics.max_topics and name not in catalogue.by_name:
-        raise AyderError(ErrorCode.INVALID_REQUEST, f"there are {topics.max_topics} topics already, the most this node takes")
-    return CreateTopic(
-        name,
-        partitions,
-        topics.default_storage,
-        retention or Retention(),
-        None,
-        topics.idempotency_window_entries,
-        topics.idempotency_window_ms,
-    )
 
 
 # -- batches ------------------------------------------------------------------------------------------------------
@@ -288,13 +295,13 @@ def produce_ndjson(context: Context, request: Request, parameters: tuple[bytes, 
 
     def submit(topic: Topic) -> _Receipt:
         number = _partition(broker, topic, options.partition, b"", idempotency_key)
-        receipt = _Receipt(context, options, number, time.monotonic_ns(), batch=True)
+        receipt = _Receipt(context, options, topic, number, time.monotonic_ns(), batch=True)
         producer = _producer(idempotency_key, request.body)
         run = encode_run(topic.topic_id, number, lines.count, lines.ends, lines.values, gap=lines.gap, producer=producer)
         broker.produce_run(topic.partitions[number].uid, run, receipt)
         return receipt
 
-    return _with_topic(context, parameters[0], submit)
+    return _with_topic(context, parameters[0], submit, options.partition)
 
 
 class _PartReceipt:
@@ -322,13 +329,14 @@ class _PartReceipt:
 class _BatchReceipt(Deferred):
     """Waits for every run of a typed batch; the first failure is the batch's, for its runs share one block and one verdict."""
 
-    __slots__ = ("_context", "_left", "_options", "_results", "_started_ns", "deadline_ns")
+    __slots__ = ("_context", "_left", "_options", "_results", "_started_ns", "_topic", "deadline_ns")
 
-    def __init__(self, context: Context, options: _Options, runs: int, now_ns: int) -> None:
+    def __init__(self, context: Context, options: _Options, topic: Topic, runs: int, now_ns: int) -> None:
         super().__init__()
-        self.deadline_ns = now_ns + options.timeout_ns
+        self.deadline_ns = now_ns + (options.timeout_ns or context.config.http.default_produce_timeout_ms * 1_000_000)
         self._context = context
         self._options = options
+        self._topic = topic
         self._left = runs
         self._results: list[dict[str, object]] = []
         self._started_ns = now_ns
@@ -354,8 +362,8 @@ class _BatchReceipt(Deferred):
             "duplicate": all(each["duplicate"] for each in self._results),
             "results": self._results,
         }
-        facts, headers = _extras(self._context.broker, self._options, self._started_ns, log_index)
-        self.resolve(Response(200, msgspec.json.encode(receipt)[:-1] + facts + b"}", headers=headers))
+        facts = _extras(self._context.broker, self._topic, self._options, self._started_ns, log_index)
+        self.resolve(Response(200, msgspec.json.encode(receipt)[:-1] + facts + b"}"))
 
     def refuse(self, error: AyderError) -> None:
         """One run failed."""
@@ -377,13 +385,20 @@ def _produce_typed(context: Context, request: Request, parameters: tuple[bytes, 
 
     def submit(topic: Topic) -> _BatchReceipt:
         groups = _by_partition(broker, topic, records, options, idempotency_key)
-        receipt = _BatchReceipt(context, options, len(groups), time.monotonic_ns())
+        receipt = _BatchReceipt(context, options, topic, len(groups), time.monotonic_ns())
         waiters: list[AppendWaiter] = [_PartReceipt(receipt, number) for number in groups]
         runs = [(topic.partitions[number].uid, encode_records(topic.topic_id, number, group)) for number, group in groups.items()]
         broker.produce_batch(runs, waiters, producer=_producer(idempotency_key, request.body))
         return receipt
 
-    return _with_topic(context, parameters[0], submit)
+    asked = [options.partition if number is None else number for _, number in records]
+    return _with_topic(context, parameters[0], submit, _out_of_place(asked))
+
+
+def _out_of_place(asked: list[int | None]) -> int | None:
+    """The partition named that is least likely to exist: a negative one, else the highest; ``None`` when none is named."""
+    named = [number for number in asked if number is not None]
+    return min(named) if named and min(named) < 0 else max(named, default=None)
 
 
 def _by_partition(

@@ -21,6 +21,7 @@ from ayder.http.params import decode_segment
 __all__ = ["Body", "Match", "Route", "Router", "Scope"]
 
 _CACHE_ENTRIES = 2048
+_CACHED_PATH_BYTES = 256
 
 
 class Body(enum.Enum):
@@ -108,9 +109,10 @@ class Router:
         found = self._matched.get(key)
         if found is None:
             found = self._find(method, path)
-            if len(self._matched) >= _CACHE_ENTRIES:
-                self._matched.clear()
-            self._matched[key] = found
+            if len(path) <= _CACHED_PATH_BYTES:  # anyone may ask for anything, without a token
+                if len(self._matched) >= _CACHE_ENTRIES:
+                    self._matched.clear()
+                self._matched[key] = found
         return found
 
     def _find(self, method: str, path: bytes) -> Match | tuple[str, ...]:

@@ -116,21 +116,14 @@ def _creation(context: Context, body: CreateTopicBody) -> CreateTopic:
     if storage == "rocket":
         raise AyderError(ErrorCode.NOT_SUPPORTED, "storage 'rocket' is not in this version; 'sealed' is", parameter="storage")
     existing = catalogue.by_name.get(name)
-    if existing is None and len(catalogue.by_name) >= settings.max_topics:
-        raise AyderError(
-            ErrorCode.INVALID_REQUEST,
-            f"this node has the {settings.max_topics} topics it may have",
-            max_topics=settings.max_topics,
-        )
     default = settings.default_partitions if existing is None else len(existing.partitions)
     partitions = body.partitions or default
     if partitions > settings.max_partitions and existing is None:
         raise invalid("partitions", f"must be from 1 to {settings.max_partitions}")
     limits = body.retention or Limits()
-    return CreateTopic(
-        name, partitions, storage, Retention(limits.ttl_ms, limits.max_bytes), body.write_mode,
-        settings.idempotency_window_entries, settings.idempotency_window_ms,
-    )  # fmt: skip
+    return context.broker.creation_of(
+        name, partitions, storage=storage, retention=Retention(limits.ttl_ms, limits.max_bytes), write_mode=body.write_mode
+    )
 
 
 def list_topics(context: Context, request: Request, _parameters: tuple[bytes, ...]) -> Answer:
@@ -244,11 +237,9 @@ async def _trim(context: Context, partition: Partition, before_offset: int) -> t
     bytes_before = await context.cleaner.bytes_before(partition, before_offset)
     if before_offset <= partition.log_start_offset:
         return 0, 0
-    start_bytes = partition.bytes_before_start
     result, _ = await context.broker.execute(TrimPartitions((TrimPartition(partition.uid, before_offset, bytes_before),)))
     assert isinstance(result, Trimmed), result
-    (deleted,) = result.records
-    return deleted, bytes_before - start_bytes if deleted else 0
+    return result.records[0], result.record_bytes[0]
 
 
 # -- shared -------------------------------------------------------------------------------------------------------

@@ -46,6 +46,10 @@ class BlockSource(Protocol):
         """The block just taken is this entry of the log."""
         ...
 
+    def makes_room(self, index: LogIndex) -> bool:
+        """Whether that block, which is in flight, does nothing but let disk space be given back."""
+        ...
+
     def refused(self, error: AyderError) -> None:
         """The block that was proposed last was surely not written, nor will it be."""
         ...
@@ -72,6 +76,10 @@ class DriverLog(Protocol):
     """The part of a ``LogStore`` the driver uses."""
 
     def append(self, entries: tuple[LogEntry, ...], hard_state: HardState | None) -> list[Placement]:
+        """Writer thread."""
+        ...
+
+    def release_reserve(self) -> bool:
         """Writer thread."""
         ...
 
@@ -183,9 +191,8 @@ class Driver:
             await self._append_while_work_lasts(ready)
 
     async def _append_while_work_lasts(self, ready: Ready) -> None:
-        job = self._writer.start(self._append_call(ready))
+        started, job = time.perf_counter(), self._writer.start(self._append_call(ready))
         while True:
-            started = time.perf_counter()
             try:
                 placements = await job.wait()
             except StorageFull as full:
@@ -196,7 +203,7 @@ class Driver:
             self.consensus.persisted()
             following = self._next_ready()
             if following is not None:
-                job = self._writer.start(self._append_call(following))
+                started, job = time.perf_counter(), self._writer.start(self._append_call(following))
             self._fresh.extend(zip(ready.entries, placements, strict=True))
             self.apply_committed()
             if following is None:
@@ -204,7 +211,19 @@ class Driver:
             ready = following
 
     def _append_call(self, ready: Ready) -> Callable[[], list[Placement]]:
-        return lambda: self._log.append(ready.entries, ready.hard_state)
+        log, entries, hard_state = self._log, ready.entries, ready.hard_state
+        if any(entry.kind is EntryKind.BLOCK and not self._source.makes_room(entry.index) for entry in entries):
+            return lambda: log.append(entries, hard_state)
+
+        def append_on_the_ballast() -> list[Placement]:
+            try:
+                return log.append(entries, hard_state)
+            except StorageFull:
+                if not log.release_reserve():
+                    raise
+                return log.append(entries, hard_state)
+
+        return append_on_the_ballast
 
     def _next_ready(self) -> Ready | None:
         consensus = self.consensus

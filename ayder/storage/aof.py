@@ -307,6 +307,10 @@ class AofLogStore:
         if self._monotonic_ns() - self._marked_ns >= self._interval_ns:
             self._save_watermark(sync=False)
 
+    def release_reserve(self) -> bool:
+        """See ``LogStore.release_reserve``."""
+        return self._upkeep.give_reserve()
+
     def idle(self) -> None:
         """See ``LogStore.idle``."""
         self._poison.check()

@@ -109,6 +109,10 @@ class LogStore(Protocol):
         """
         ...
 
+    def release_reserve(self) -> bool:
+        """The disk is full and what must be written makes room: give back the ballast. False when there is none left."""
+        ...
+
     def idle(self) -> None:
         """Nothing to append for a while: persist the synced watermark if it moved (at most every watermark interval)."""
         ...

@@ -233,6 +233,10 @@ class MemoryLogStore:
         if first <= self.last_index and first < self.unsealed_first_index:
             raise ValueError(f"entry {first} is in a sealed segment, so it was applied: it cannot be replaced")
 
+    def release_reserve(self) -> bool:
+        """See ``LogStore.release_reserve``: memory keeps no ballast."""
+        return False
+
     def idle(self) -> None:
         """See ``LogStore.idle``."""
         self._check()

@@ -169,12 +169,19 @@ class _Recovery:
 
     def _finish(self, leftovers: list[str]) -> None:
         """The log is whole: only now is anything changed. What a stopped process left in the page cache is made durable."""
+        # Names first: a segment may only go once the list that says so is surely there.
+        self._files.fsync_dir(self._directory)
+        if self._log.sealed:
+            # Its trailer may have been written by a process that was killed before the sync; the next seal will rely on it. Older
+            # ones were synced before this one was begun.
+            self._sync(self._log.sealed[-1].name)
+        if self._log.unsealed:
+            self._cut_tail(self._log.unsealed[-1])
         for name in leftovers:
             remove_if_there(self._files, f"{self._directory}/{name}")  # making a new meta file took its own leftover away
             self._log.report.warnings.append(f"{self._directory}/{name} was left by interrupted work: removed")
-        if self._log.unsealed:
-            self._cut_tail(self._log.unsealed[-1])
-        self._files.fsync_dir(self._directory)
+        if leftovers:
+            self._files.fsync_dir(self._directory)
 
     def _lost(self, segment_id: int, what: str) -> CorruptLog:
         mark = self._mark
@@ -303,6 +310,13 @@ class _Recovery:
         segment.add(index, position, log_time_ms)
         log.terms.add(index, term)
         log.last_index = index
+
+    def _sync(self, name: str) -> None:
+        fd = self._files.open(f"{self._directory}/{name}")
+        try:
+            self._files.fsync(fd)
+        finally:
+            self._files.close(fd)
 
     def _cut_tail(self, segment: UnsealedSegment) -> None:
         """Make sure that nothing stands after the last valid frame but the zeros of preallocation."""

@@ -135,7 +135,7 @@ class Upkeep:
                 return work()
             except OSError as error:
                 self._undo(what, error, undo)
-                if not self._give_reserve():
+                if not self.give_reserve():
                     raise StorageFull(f"{what}: {error}") from error
             try:
                 return work()
@@ -151,7 +151,7 @@ class Upkeep:
         undo()
 
     # -- the ballast ------------------------------------------------------------------------------------------------
-    def _give_reserve(self) -> bool:
+    def give_reserve(self) -> bool:
         """Free the ballast; whether there was any."""
         try:
             self._files.unlink(f"{self._directory}/{RESERVE_FILE}")

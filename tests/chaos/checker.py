@@ -4,7 +4,7 @@ Owns: the rules about records. Those about groups and log starts are in ``positi
 about. Every rule is a function from the indexed history to anomalies; all of them together are O(n log n).
 
 Codes: L1 lost, L2 moved, L3 two reads differ, L4 more than one effect, L5 refused but there, L6 phantom, L7 gap or reuse of
-offsets, L8 real-time order, L9 stale read, L10 batch torn, L11 commits, L14 an answer claims too much, T2 trimmed records came back.
+offsets, L8 real-time order, L9 stale read, L10 batch torn, L11 commits, L14 an answer claims too much, T2 trimmed records back.
 Source: RELIABILITY.md 3.6, P-1 … P-4, I-2, I-3.
 """
 
@@ -216,7 +216,7 @@ def claims_are_true(log: LogOperations) -> Iterator[Anomaly]:
             yield Anomaly("L14", f"operation {operation.id} was told {said}")
         if receipt.sealed and receipt.batch_id <= 0:
             yield Anomaly("L14", f"operation {operation.id} was told batch_id {receipt.batch_id}")
-        if receipt.duplicate and log.siblings(operation)[0] is operation:
+        if receipt.duplicate and not _had_a_first(log, operation):
             yield Anomaly("L14", f"operation {operation.id} was told it is a duplicate; it is the first")
         if sum(run.count for run in receipt.runs) != len(action.records):
             yield Anomaly("L14", f"operation {operation.id} sent {len(action.records)} records and was told {receipt.runs}")
@@ -225,6 +225,12 @@ def claims_are_true(log: LogOperations) -> Iterator[Anomaly]:
         if final is not None and page.high_watermark > final.high_watermark:
             where = f"{read.topic}/{read.partition}"
             yield Anomaly("L14", f"operation {operation.id} saw {where} end at {page.high_watermark}, not {final.high_watermark}")
+
+
+def _had_a_first(log: LogOperations, operation: Operation) -> bool:
+    """Whether another send of the same thing had begun when this one was answered."""
+    assert operation.completed is not None
+    return any(one is not operation and one.invoked < operation.completed for one in log.siblings(operation))
 
 
 RULES: tuple[Callable[[LogOperations], Iterator[Anomaly]], ...] = (

@@ -84,7 +84,7 @@ class RunReceipt(NamedTuple):
 
     partition: int
     first_offset: int
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which has no use here
 
 
 class Receipt(msgspec.Struct, tag="receipt", frozen=True):

@@ -9,7 +9,8 @@ import pytest
 
 from tests.chaos.checker import check
 from tests.chaos.history import Event, FinalPartition, Produce, Receipt, Recorder, RunReceipt, Sent, load
-from tests.chaos.tales import BAD, GOOD, Story, Tale
+from tests.chaos.story import Story
+from tests.chaos.tales import BAD, GOOD, Tale
 
 
 @pytest.mark.parametrize("tale", GOOD, ids=lambda tale: tale.__name__)

@@ -63,12 +63,17 @@ def test_the_block_is_what_it_was() -> None:
 
 
 names = st.text(min_size=1, max_size=8)
+numbers = st.integers(0, 1023)
+offsets = st.integers(-1, 2**63 - 1)
 commands = st.one_of(
     st.builds(DeleteTopic, names),
     st.builds(BatchHead, st.integers(0, 2**48), st.binary(max_size=30), st.integers(1, 9)),
-    st.builds(CommitOffsets, st.lists(st.builds(CommitOffset, st.integers(1, 99), st.integers(0, 1023), names, st.integers(-1, 2**63 - 1), st.booleans()), max_size=3).map(tuple)),
-    st.builds(SetRetention, names, st.none() | st.integers(0, 1023), st.builds(Retention, st.none() | st.integers(0, 2**63 - 1))),
-)  # fmt: skip
+    st.builds(
+        CommitOffsets,
+        st.lists(st.builds(CommitOffset, st.integers(1, 99), numbers, names, offsets, st.booleans()), max_size=3).map(tuple),
+    ),
+    st.builds(SetRetention, names, st.none() | numbers, st.builds(Retention, st.none() | st.integers(0, 2**63 - 1))),
+)
 slots = st.lists(commands | st.lists(st.binary(max_size=9), min_size=1, max_size=4), max_size=8)
 
 

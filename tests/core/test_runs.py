@@ -172,7 +172,7 @@ def test_another_version_is_refused() -> None:
 def test_a_run_of_no_records_is_none() -> None:
     with pytest.raises(CorruptLog):
         Run(encode_run(1, 0, 0, b"", b""))
-    assert RUN_HEADER_BYTES == len(encode_run(1, 0, 0, b"", b""))
+    assert len(encode_run(1, 0, 0, b"", b"")) == RUN_HEADER_BYTES
 
 
 def test_the_limits_of_a_header() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from ayder.config import settings
 from ayder.errors import ErrorCode
 from ayder.http.errors import STATUS
 from ayder.http.routes import Route
@@ -93,9 +94,12 @@ async def test_every_metric_is_described_and_every_described_one_exists() -> Non
 async def test_the_decoder_reads_every_kind_of_page(tmp_path: Path) -> None:
     (block,) = [example for example in examples(PAGE) if example.language == "python"]
     async with running() as client:
-        await client.produce("t", b"zero", b"one", b"", b"three")  # stored with the line feeds between
+        await client.produce("t", b"zero", b"one", b"two two", b"three")  # stored with the line feeds between
         await client.post("/broker/topics/t/produce?partition=0&key=k%00", b"four\nlines")
-        typed = b'{"value":"five","headers":{"a":"b"}}\n{"value":"six","key":"k","timestamp_ms":7}\n{"value":"seven"}'
+        typed = (
+            b'{"value":"five","key":"aa","headers":{"a":"b"}}\n{"value":"six","key":"k","timestamp_ms":7,"headers":{"c":"d"}}\n'
+        )
+        typed += b'{"value":"seven","key":"zz"}'
         content_type = {b"content-type": b"application/vnd.ayder.records+ndjson"}
         await client.call("POST", "/broker/topics/t/produce-ndjson?partition=0", typed, headers=content_type, ok=200)
         for offset in range(7):
@@ -126,3 +130,39 @@ def test_each_call_says_who_may_make_it(route: Route) -> None:
         "describe": "may see",
     }
     assert (said[route.scope.action] if route.scope else "Public") in section(route.method, route.template)
+
+
+DEFAULTS = [
+    ("http.max_request_line_bytes", "a request line of 4 KiB"),
+    ("http.max_head_bytes", "a head of 16 KiB"),
+    ("http.max_headers", "with 64 headers"),
+    ("http.head_timeout_ms", "5 s for a whole head"),
+    ("http.body_min_bytes_per_second", "at least 1 KiB/s"),
+    ("http.body_grace_ms", "after 5 s and"),
+    ("http.body_timeout_ms", "and 60 s in all for a body"),
+    ("http.idle_timeout_ms", "30 s of silence"),
+    ("http.write_stall_timeout_ms", "10 s without taking a byte"),
+    ("http.max_pipelined_requests", "16 requests waiting"),
+    ("http.max_long_poll_ms", "more than 60000"),
+    ("http.max_stream_subscribers", "At most 2000 streams"),
+    ("http.max_produce_body_bytes", "take up to 8 MiB"),
+    ("http.max_control_body_bytes", "every other call 64 KiB"),
+    ("http.default_produce_timeout_ms", "default 5000"),
+    ("topics.default_partitions", "default 8 for a new topic"),
+    ("topics.idempotency_window_entries", "newest 16,384 keys"),
+    ("topics.idempotency_window_ms", "at most 7 days of log time"),
+    ("topics.max_batch_records", "At most 10,000 records"),
+    ("topics.max_headers_per_record", "at most 64 [`topics.max_headers_per_record`]"),
+    ("topics.max_idempotency_key_bytes", "≤ 512 bytes"),
+    ("topics.max_key_bytes", "≤ 4 KiB"),
+    ("topics.retention_check_ms", "every 100 ms"),
+]
+UNITS = {"KiB": 1024, "MiB": 1024**2, "s": 1000, "days": 24 * 3600 * 1000}
+
+
+@pytest.mark.parametrize(("setting", "phrase"), DEFAULTS)
+def test_limits_on_the_page_are_the_defaults(setting: str, phrase: str) -> None:
+    number, unit = re.findall(r"([\d,]+) ?([A-Za-z]*)", phrase)[0]
+    defaults = {f"{section}.{attribute.name}": attribute.default for section, attribute in settings()}
+    assert int(number.replace(",", "")) * UNITS.get(unit, 1) == defaults[setting]
+    assert phrase in " ".join(PAGE.split())

@@ -13,6 +13,7 @@ import pytest
 import trio
 import trio.testing
 
+import ayder.http.fan_out
 import ayder.http.tail
 from ayder.errors import AyderError, ErrorCode
 from ayder.http.exchange import Response
@@ -266,8 +267,8 @@ async def test_subscribers_who_keep_up_share_every_encoding(
     mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []
-    real = ayder.http.tail.encode_messages
-    monkeypatch.setattr(ayder.http.tail, "encode_messages", lambda page, *, b64: made.append(page) or real(page, b64=b64))
+    real = ayder.http.fan_out.encode_messages
+    monkeypatch.setattr(ayder.http.fan_out, "encode_messages", lambda page, *, b64: made.append(page) or real(page, b64=b64))
     async with tails(mock_clock) as t:
         readers = [await t.subscribe() for _ in range(40)]
         for number in range(10):
@@ -342,12 +343,12 @@ async def test_partitions_do_not_wake_each_other(mock_clock: trio.testing.MockCl
 
 
 async def test_the_memo_of_encodings_is_bounded(mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ayder.http.tail, "MEMO_BYTES", 20_000)
+    monkeypatch.setattr(ayder.http.fan_out, "MEMO_BYTES", 20_000)
     async with tails(mock_clock) as t:
         subscriber = await t.subscribe()
         for number in range(30):
             await t.produce(b"%d" % number + b"x" * 3000)
-        fan_out = ayder.http.tail._FAN_OUTS[t.client.node.application._context]
+        fan_out = t.client.node.application._context.fan_out
         assert fan_out._memo_bytes <= 20_000 and sum(len(piece.data) for piece in fan_out._memo.values()) <= 20_000
         late = await t.subscribe("/broker/consume/t/g/0?from=earliest")
         assert subscriber.offsets == late.offsets == list(range(30))

@@ -82,7 +82,7 @@ def test_a_newer_format_stops_the_release() -> None:
 
 
 def test_a_checkpoint_seen_after_a_kill_outlasts_a_power_cut() -> None:
-    """Killed between rename and fsync of the directory, started again (and the log behind the checkpoint dropped), then no power."""
+    """Killed between rename and fsync of the directory, started again (the log behind it is dropped), then a power cut."""
     files = KillSwitch(RecordingFiles())
     store = FileCheckpointStore("/c", files)
     store.write(1, b"old")

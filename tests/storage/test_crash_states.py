@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from ayder.errors import CorruptLog
 from ayder.storage import maintenance, upkeep
-from ayder.storage.aof import AofLogStore
+from ayder.storage.aof import AofLogStore, AofOptions
 from ayder.storage.meta import MetaFile
 from ayder.storage.recovery import _Recovery
 from ayder.storage.segment import SegmentWriter
 from tests.storage.crash_workload import LOG, Workload, soak_workloads
-from tests.storage.disks import RecordingFiles, crash_images
+from tests.storage.disks import Killed, KillSwitch, RecordingFiles, crash_images
+from tests.storage.model import Applied, check_entries, make_entry, partition, replay
+from tests.storage.test_conformance import fill, seal_all
 
 IMAGES = 100
 STEPS = 40
@@ -76,6 +80,52 @@ def test_a_crash_during_recovery_is_recovered_from() -> None:
                 workload.judge(done, second)
                 judged += 1
     assert judged > 500
+
+
+WORK: dict[str, Callable[[AofLogStore, Applied], Any]] = {
+    "seal": lambda store, applied: store.seal(1, applied.ends_at[store.segments()[0].last_index]),
+    "rewrite": lambda store, applied: store.rewrite_segment(1, {partition(0): 3, partition(1): 0, partition(2): 9}),
+    "drop": lambda store, applied: store.drop_segment(1),
+    "append": lambda store, applied: store.append([make_entry(store.last_index + 1, 1, [])], None),
+}
+
+
+@pytest.mark.parametrize("work", list(WORK))
+def test_killed_anywhere_in_a_piece_of_work_then_more_work_then_a_power_cut(work: str) -> None:
+    """What a restart believes it must also make last: the next seal or drop relies on it."""
+    options = AofOptions(segment_bytes=300, preallocate_bytes=256, reserve_bytes=0)
+    points = 0
+    while True:
+        disk = RecordingFiles()
+        files = KillSwitch(disk)
+        store = AofLogStore.open("/d", options, monotonic_ns=lambda: 0, files=files)
+        entries = fill(store, 10)  # the open segment is full: the next append rolls
+        applied = replay(store, entries)
+        if work in ("rewrite", "drop"):
+            WORK["seal"](store, applied)
+        files.countdown = points
+        with contextlib.suppress(Killed):
+            WORK[work](store, applied)
+            break
+        points += 1
+        files.countdown = -1
+        killed = len(disk.operations)
+        store = AofLogStore.open("/d", options, monotonic_ns=lambda: 0, files=files)
+        entries = [*entries, make_entry(11, 1, [])][: store.last_index]
+        replay(store, entries)
+        seal_all(store, applied)
+        images = [
+            image for done, image in crash_images(RecordingFiles(), disk.operations, random.Random(0), 10**6) if done >= killed
+        ]
+        assert len(images) > 10
+        for image in images:
+            store = AofLogStore.open("/d", options, monotonic_ns=lambda: 0, files=image)
+            check_entries(store, entries[: store.last_index])
+            replay(store, entries[: store.last_index])
+            assert store.last_index >= 10
+            assert store.verify() == []
+            store.close()
+    assert points > 3
 
 
 # -- the judge must be able to say no ---------------------------------------------------------------------------------
