@@ -82,6 +82,8 @@ class Broker:
         self.size_limits: dict[int, int] = {}
         """Partitions with a size limit, kept by the log cleaner: exceeding one wakes it at once."""
         self.shutting_down = False
+        self.client_urls: dict[str, str] = {}
+        """Where clients reach each member; from the configuration only."""
         self._driver: Driver | None = None
         self._segment_id: int | None = None
         self._gathering: deque[PendingBlock] = deque()
@@ -136,7 +138,7 @@ class Broker:
         if self.shutting_down:
             raise AyderError(ErrorCode.SHUTTING_DOWN, "the node is stopping")
         if not driver.ready:
-            raise AyderError(ErrorCode.NO_QUORUM, "the node is still applying its log")
+            raise self.not_ready()
         if driver.refuse_until_ns and not makes_room and self.clock_ns() < driver.refuse_until_ns:
             raise AyderError(ErrorCode.STORAGE_FULL, "the disk is full; nothing was written")
         if self._queued_bytes + size_bytes > self._max_queued_bytes:
@@ -149,6 +151,16 @@ class Broker:
         block = PendingBlock()
         gathering.append(block)
         return block
+
+    def not_ready(self) -> AyderError:
+        """Why this node can neither take a write nor serve a linearizable read now: surely nothing happened."""
+        consensus = self.driver.consensus
+        if consensus.leader_id is None:
+            return AyderError(ErrorCode.NO_QUORUM, "no leader is known", leader_url=None)
+        if consensus.leader_id == consensus.node_id:
+            return AyderError(ErrorCode.NO_QUORUM, "the node is still applying its log", leader_url=None)
+        url = self.client_urls.get(consensus.leader_id)
+        return AyderError(ErrorCode.NOT_LEADER, f"{consensus.leader_id} leads", leader_url=url)
 
     def _added(self, block: PendingBlock, size_before: int) -> None:
         self._queued_bytes += block.size_bytes - size_before
@@ -266,6 +278,15 @@ class Broker:
         """See ``raft.driver.BlockSource``."""
         block = self._in_flight.get(index)
         return block is not None and block.makes_room
+
+    def leadership_lost(self) -> None:
+        """See ``raft.driver.BlockSource``."""
+        unknown = AyderError(ErrorCode.COMMIT_TIMEOUT, "leadership was lost before this was committed; it may still be")
+        for index in list(self._in_flight):
+            self._answer_for(self._in_flight.pop(index)).fail(unknown)
+        surely_not = self.not_ready()
+        while self._gathering:
+            self._answer_for(self._gathering.popleft()).fail(surely_not)
 
     def refused(self, error: AyderError) -> None:
         """See ``raft.driver.BlockSource``: the newest block in flight was not written."""
