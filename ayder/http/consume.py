@@ -200,6 +200,8 @@ def _check_not_below(partition: Partition, offset: int) -> None:
 def _answer(reader: _Reader, asked: int, page: Page) -> Response:
     options = reader.options
     skipped = page.start_offset if page.start_offset > asked else None
+    if skipped is not None and options.offset is not None:
+        _check_not_below(reader.partition, options.offset)  # retention overtook this very read
     accept = reader.accept
     render = _renderer(accept) if accept and accept != b"application/json" else None
     if render is not None:
