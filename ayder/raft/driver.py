@@ -125,6 +125,7 @@ class Driver:
         self._fresh: deque[tuple[LogEntry, Placement]] = deque()
         self._quiet = trio.Event()
         self._ticked = False
+        self._probing = False
         self.ready = False
         """Whether this node leads and has applied everything that was committed when it began to."""
         self.refuse_until_ns = 0
@@ -212,7 +213,7 @@ class Driver:
 
     def _append_call(self, ready: Ready) -> Callable[[], list[Placement]]:
         log, entries, hard_state = self._log, ready.entries, ready.hard_state
-        if any(entry.kind is EntryKind.BLOCK and not self._source.makes_room(entry.index) for entry in entries):
+        if self._probing or any(entry.kind is EntryKind.BLOCK and not self._source.makes_room(entry.index) for entry in entries):
             return lambda: log.append(entries, hard_state)
 
         def append_on_the_ballast() -> list[Placement]:
@@ -231,6 +232,9 @@ class Driver:
             payload = self._source.take_block()
             if payload is not None:
                 self._source.proposed(consensus.propose(EntryKind.BLOCK, payload, self._clock_ms()))
+            self._probing = payload is None and 0 < self.refuse_until_ns <= time.monotonic_ns()
+            if self._probing:  # nobody writes to a node that is not ready: it must find out itself that there is room again
+                consensus.propose(EntryKind.NOOP, b"", self._clock_ms())
         return consensus.take_ready()
 
     async def _no_room(self, full: StorageFull) -> None:
