@@ -63,6 +63,7 @@ class LogCleaner:
         self._limited: list[tuple[Partition, Retention]] = []
         self._oldest_ms: dict[int, tuple[int, int]] = {}
         self._collecting = trio.Lock()
+        self._sealing = trio.Lock()
         self.collectable_index = collectable_index
         """Segments that end here or before lie behind the two newest checkpoints: if the newest is damaged, the other will do."""
         self._checkpoint_index = collectable_index
@@ -89,20 +90,24 @@ class LogCleaner:
         Returns False when the disk has no room for it: what is not sealed stays in the list, and until it is a restart replays
         more. Nothing is lost by waiting, so a full disk does not end the node here (RELIABILITY S-9).
         """
+        async with self._sealing:
+            try:
+                while self._broker.segment_ends:
+                    await self._seal_oldest()
+            except StorageFull as full:
+                logger.warning("no room to seal a segment; it will be tried again", extra={"reason": str(full)})
+                return False
+            return True
+
+    async def _seal_oldest(self) -> None:
         ends = self._broker.segment_ends
-        try:
-            while ends:
-                newest = ends[0]
-                if self._is_unsealed(newest.segment_id):
-                    await trio.to_thread.run_sync(self._store.seal, newest.segment_id, newest.end_offsets)
-                if len(ends) == 1:
-                    await trio.to_thread.run_sync(self._checkpoints.write, newest.applied_index, newest.state)
-                    self.collectable_index, self._checkpoint_index = self._checkpoint_index, newest.applied_index
-                ends.popleft()
-        except StorageFull as full:
-            logger.warning("no room to seal a segment; it will be tried again", extra={"reason": str(full)})
-            return False
-        return True
+        end = ends[0]
+        if self._is_unsealed(end.segment_id):
+            await trio.to_thread.run_sync(self._store.seal, end.segment_id, end.end_offsets)
+        if len(ends) == 1:  # else a newer state is about to be written
+            await trio.to_thread.run_sync(self._checkpoints.write, end.applied_index, end.state)
+            self.collectable_index, self._checkpoint_index = self._checkpoint_index, end.applied_index
+        ends.popleft()
 
     def _is_unsealed(self, segment_id: int) -> bool:
         return any(info.segment_id == segment_id and not info.sealed for info in self._store.segments())
@@ -115,6 +120,8 @@ class LogCleaner:
             with trio.move_on_after(interval_s):
                 await self._broker.retention_due.wait()
             self._broker.retention_due = trio.Event()
+            if not self._broker.driver.ready:
+                continue  # another node leads and decides
             try:
                 await self.enforce_retention()
             except AyderError as error:  # refused or not committed in time: it is due again at the next turn
@@ -239,6 +246,8 @@ class LogCleaner:
 
         Where the disk has no room for a rewrite the segment stays as it is.
         """
+        if not self._broker.driver.alone:
+            return 0  # a follower may need what is in there, and there is no snapshot to give it instead
         async with self._collecting:
             log_starts = {p.uid: p.log_start_offset for _, p in self._broker.state.catalogue.partitions()}
             freed = 0

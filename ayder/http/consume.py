@@ -103,7 +103,7 @@ def _read(context: Context, request: Request, raw_topic: bytes, raw_partition: b
     options = _options(request.query)
     broker = context.broker
     if not options.local and not broker.driver.ready:
-        raise AyderError(ErrorCode.NO_QUORUM, "the node is still applying its log")
+        raise broker.not_ready()
     topic = broker.topic(check_name("topic", raw_topic.decode("utf-8", "replace")))
     if not _PARTITION.fullmatch(raw_partition):
         raise invalid("partition", "must be a decimal number")
@@ -200,6 +200,8 @@ def _check_not_below(partition: Partition, offset: int) -> None:
 def _answer(reader: _Reader, asked: int, page: Page) -> Response:
     options = reader.options
     skipped = page.start_offset if page.start_offset > asked else None
+    if skipped is not None and options.offset is not None:
+        _check_not_below(reader.partition, options.offset)  # retention overtook this very read
     accept = reader.accept
     render = _renderer(accept) if accept and accept != b"application/json" else None
     if render is not None:

@@ -167,7 +167,7 @@ def _partition_facts(context: Context, uid: int, committed: int) -> tuple[dict[s
 
 def _check_current(context: Context) -> None:
     if not context.broker.driver.ready:
-        raise AyderError(ErrorCode.NO_QUORUM, "the node is still applying its log")
+        raise context.broker.not_ready()
 
 
 def _json(fields: dict[str, object]) -> Response:

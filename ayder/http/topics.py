@@ -246,7 +246,7 @@ async def _trim(context: Context, partition: Partition, before_offset: int) -> t
 def _check_current(context: Context) -> None:
     """A node that is still applying its log would describe the past."""
     if not context.broker.driver.ready:
-        raise AyderError(ErrorCode.NO_QUORUM, "the node is still applying its log")
+        raise context.broker.not_ready()
 
 
 def _topic_name(raw: bytes) -> str:

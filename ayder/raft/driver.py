@@ -163,10 +163,13 @@ class Driver:
         self._reads: dict[object, _Barrier] = {}
         self._applied_enough: list[tuple[LogIndex, trio.Event]] = []
         self._standing: tuple[Term, Role, NodeId | None] = (0, Role.FOLLOWER, None)
+        self.standing_changed: Callable[[], None] | None = None
+        """Told when term, role or leader changed."""
         self.network: Network | None = None
         """``None`` while this node is the whole group."""
         self._quiet = trio.Event()
         self._ticked = False
+        self._probing = False
         self.ready = False
         """Whether this node leads and has applied everything that was committed when it began to."""
         self.refuse_until_ns = 0
@@ -329,7 +332,7 @@ class Driver:
 
     def _append_call(self, ready: Ready) -> Callable[[], list[Placement]]:
         log, entries, hard_state = self._log, ready.entries, ready.hard_state
-        if any(entry.kind is EntryKind.BLOCK and not self._source.makes_room(entry.index) for entry in entries):
+        if self._probing or any(entry.kind is EntryKind.BLOCK and not self._source.makes_room(entry.index) for entry in entries):
             return lambda: log.append(entries, hard_state)
 
         def append_on_the_ballast() -> list[Placement]:
@@ -347,16 +350,23 @@ class Driver:
         consensus = self.consensus
         while True:
             if consensus.role is Role.LEADER and consensus.transfer_to is None:
-                payload = self._source.take_block()
-                if payload is not None:
-                    self._source.proposed(consensus.propose(EntryKind.BLOCK, payload, self._clock_ms()))
-                    self._wake_followers()
+                self._propose_next()
             ready = consensus.take_ready()
             if ready is None or ready.needs_write:
                 assert ready is None or ready.snapshot is None, "a snapshot arrived, and this release does not install any"
                 return ready
             consensus.persisted()
             self._send(ready.messages)
+
+    def _propose_next(self) -> None:
+        consensus = self.consensus
+        payload = self._source.take_block()
+        if payload is not None:
+            self._source.proposed(consensus.propose(EntryKind.BLOCK, payload, self._clock_ms()))
+            self._wake_followers()
+        self._probing = payload is None and self.alone and 0 < self.refuse_until_ns <= time.monotonic_ns()
+        if self._probing:  # nobody writes to a node that is not ready: it must find out itself that there is room again
+            consensus.propose(EntryKind.NOOP, b"", self._clock_ms())
 
     async def _no_room(self, full: StorageFull) -> None:
         if not self.refuse_until_ns:
@@ -378,10 +388,10 @@ class Driver:
     def advance(self) -> None:
         """Something changed: send what may leave, notice who leads, release reads, apply what is committed."""
         consensus = self.consensus
+        self._notice_standing()
         if self.network is not None:
             self._send(consensus.take_messages())
             self._wake_followers()
-            self._notice_standing()
             for read in consensus.take_reads():
                 barrier = self._reads.get(read.token)
                 if barrier is not None:
@@ -406,7 +416,10 @@ class Driver:
         before, self._standing = self._standing, standing
         if standing == before:
             return
-        logger.info("standing", extra={"term": standing[0], "role": standing[1].value, "leader": standing[2]})
+        if not self.alone:
+            logger.info("standing", extra={"term": standing[0], "role": standing[1].value, "leader": standing[2]})
+        if self.standing_changed is not None:
+            self.standing_changed()
         if before[1] is Role.LEADER and (standing[0] != before[0] or standing[1] is not Role.LEADER):
             self.ready = False
             self._source.leadership_lost()

@@ -110,9 +110,8 @@ def main() -> None:
             measure_consume(node, options.seconds)
         if "health" in only:
             measure_health(options.data_root, node, options.seconds)
-        print(
-            f"\nresident memory at the end: {node.rss_mb():.0f} MB (peak {node.peak_rss_mb():.0f} MB), log {node.disk_mb():,.0f} MB"
-        )
+        memory = f"{node.rss_mb():.0f} MB (peak {node.peak_rss_mb():.0f} MB)"
+        print(f"\nresident memory at the end: {memory}, log {node.disk_mb():,.0f} MB")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import http.client
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import attrs
 
@@ -17,6 +17,7 @@ from tests.bench.node import AUTH
 __all__ = ["Batch", "Loader", "Pages", "line"]
 
 _FRAME = struct.Struct("<IIQqIBBHIII")
+_TIMESTAMPS = 4
 _PAD = b"x" * 38
 
 
@@ -38,7 +39,7 @@ class Batch:
 class Loader:
     """Sends numbered records over several connections, a thread each, until there are enough of them."""
 
-    def __init__(self, port: int, topic: str, partitions: int, *, lines: int, connections: int) -> None:
+    def __init__(self, port: int, topic: str, partitions: Sequence[int], *, lines: int, connections: int) -> None:
         self._port = port
         self._topic = topic
         self._partitions = partitions
@@ -59,7 +60,9 @@ class Loader:
             except (OSError, http.client.HTTPException, RuntimeError) as error:
                 mistakes.append(error)
 
-        threads = [threading.Thread(target=work, args=(n % self._partitions,)) for n in range(self._connections)]
+        threads = [
+            threading.Thread(target=work, args=(self._partitions[n % len(self._partitions)],)) for n in range(self._connections)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -112,14 +115,15 @@ class Pages:
 
     @staticmethod
     def values(page: bytes) -> Iterator[tuple[int, bytes]]:
-        """Offset and value of each record of a page without keys, headers and timestamps."""
+        """Offset and value of each record of a page whose records have no key and no headers."""
         at = 0
         while at < len(page):
             length, _, base, _, count, flags, gap, _, start, _, _ = _FRAME.unpack_from(page, at)
-            if flags:
+            if flags & ~_TIMESTAMPS:
                 raise RuntimeError(f"a frame at {base} has columns nobody sent: flags {flags}")
             ends = struct.unpack_from(f"<{count}I", page, at + _FRAME.size)
-            values = page[at + _FRAME.size + 4 * count : at + 4 + length]
+            columns = (12 if flags else 4) * count
+            values = page[at + _FRAME.size + columns : at + 4 + length]
             at += 4 + length
             begin = 0
             for offset, end in enumerate(ends, base):

@@ -32,7 +32,7 @@ def fill(node: Node, records: int) -> list[Batch]:
     sent = 0
     rest = records - records // 2 - few - some
     for count, lines, connections in ((records // 2, 1000, 8), (few, 1, 1), (some, 1, 64), (rest, 1000, 8)):
-        loader = Loader(node.port, "bench", PARTITIONS, lines=lines, connections=connections)
+        loader = Loader(node.port, "bench", range(PARTITIONS), lines=lines, connections=connections)
         began = time.perf_counter()
         loader.load(count, first=sent)
         seconds = time.perf_counter() - began

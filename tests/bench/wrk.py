@@ -7,6 +7,7 @@ processor for 50,000 requests/s, on the same machine as the node: figures are of
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import tempfile
@@ -50,7 +51,7 @@ class Run:
         self._targets = Path(file.name)
         self._limit_s = seconds + 30
         environment = os.environ | environment | {"TARGETS": file.name}
-        words = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "10s", "-s", str(LUA), url]
+        words = ["wrk", "-t1", f"-c{connections}", f"-d{math.ceil(seconds)}s", "--timeout", "10s", "-s", str(LUA), url]
         self._process = subprocess.Popen(
             words,
             env=os.environ | environment | {"TARGETS": file.name},

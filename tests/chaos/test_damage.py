@@ -173,6 +173,26 @@ def test_a_shorter_open_segment_is_refused(image: Server) -> None:
     check_refuses(image, segment)
 
 
+@pytest.mark.parametrize("damage", ["missing", "both slots", "empty"])
+def test_without_its_meta_file_a_log_is_refused(damage: str, image: Server) -> None:
+    """What this disk promised, and whom it voted for, is unknown."""
+    meta = image.data / "log" / "meta"
+    if damage == "missing":
+        meta.unlink()
+    elif damage == "empty":
+        meta.write_bytes(b"")
+    else:
+        flip(meta, 40)
+        flip(meta, 4096 + 40)
+    check_refuses(image, meta)
+
+
+@pytest.mark.parametrize("slot", [0, 4096])
+def test_one_damaged_slot_of_the_meta_file_is_survived(slot: int, left: Left, image: Server) -> None:
+    flip(image.data / "log" / "meta", slot + 40)
+    check_serves(image, left)
+
+
 def test_rot_in_an_old_segment_is_said_and_never_served(left: Left, image: Server) -> None:
     """D-9: sealed segments are not read at start; the record that rotted is refused, the others are served."""
     segment = image.segments[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -81,13 +82,32 @@ async def test_sigterm_under_load_is_a_clean_stop(launch: Launch, tmp_path: Path
 
 
 @BOTH
-def test_sigterm_ends_idle_connections_at_once(launch: Launch, tmp_path: Path) -> None:
-    with Server(tmp_path, launch) as server:
+def test_sigterm_ends_those_who_wait(launch: Launch, tmp_path: Path) -> None:
+    """Idle connections, long-polls, tails and a body that does not come: none of them holds the node up."""
+    with Server(tmp_path, launch) as server, contextlib.ExitStack() as connections:
         server.start()
-        with Blocking(server.port).open():
-            begun = time.monotonic()
-            assert server.terminate() == 0
-            assert time.monotonic() - begun < 4
+        client = Blocking(server.port)
+        client.post("/broker/topics/t/produce?partition=0", b"x")
+        idle, poll, tail, upload = (connections.enter_context(client.open()) for _ in range(4))
+        fields = b"Host: a\r\nAuthorization: Bearer dev\r\n"
+        poll.sendall(b"GET /broker/topics/t/0/records?from=latest&wait_ms=60000 HTTP/1.1\r\n" + fields + b"\r\n")
+        tail.sendall(b"GET /broker/topics/t/0/records HTTP/1.1\r\nAccept: text/event-stream\r\n" + fields + b"\r\n")
+        upload.sendall(b"POST /broker/topics/t/produce HTTP/1.1\r\nContent-Length: 9\r\n" + fields + b"\r\nhalf")
+        assert b"200" in tail.recv(65536)
+        begun = time.monotonic()
+        assert server.terminate() == 0
+        assert time.monotonic() - begun < 12
+        assert b"shutting_down" in until_the_end(tail)
+        assert b'"messages":[]' in until_the_end(poll)
+        assert until_the_end(idle) == b"" and b"HTTP/1.1 200" not in until_the_end(upload)
+
+
+def until_the_end(connection: socket.socket) -> bytes:
+    received = b""
+    with contextlib.suppress(ConnectionResetError):
+        while data := connection.recv(65536):
+            received += data
+    return received
 
 
 # -- one node a directory -----------------------------------------------------------------------------------------------

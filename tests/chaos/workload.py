@@ -86,7 +86,7 @@ class _Client:
         self._connection = Connection()
         self._values = 0
         self._keys = 0
-        self._spent_key: tuple[str, str] | None = None
+        self._spent_key: tuple[str, str, str] | None = None
         actions: list[tuple[int, Callable[[], Any]]] = [
             (30, self._single), (20, self._lines), (20, self._typed), (8, self._typed_race), (6, self._refused),
             (20, self._consume), (10, self._read), (4, self._trim),
@@ -182,7 +182,7 @@ class _Client:
             action, f"/broker/topics/{topic}/produce?{query[1:]}", value, {f"Ayder-Header-{k}": v for k, v in headers.items()}
         )
         if outcome == "ok" and idempotency_key is not None and asked is not None:
-            self._spent_key = (topic, query)
+            self._spent_key = (topic, idempotency_key, query)
             if self._chance.random() < 0.2:  # a retry of what was answered
                 await self._produce(action, f"/broker/topics/{topic}/produce?{query[1:]}", value,
                                     {f"Ayder-Header-{k}": v for k, v in headers.items()})  # fmt: skip
@@ -222,10 +222,14 @@ class _Client:
         key = f"{self._name}-{self._keys}"
         action, body = self._typed_batch(key)
         target, other = f"/broker/topics/{action.topic}/produce-ndjson", Connection()
-        async with trio.open_nursery() as nursery:
-            for connection in (self._connection, other):
-                nursery.start_soon(self._call, action, "POST", target, _receipt(action), body, _typed_headers(key), connection)
-        await other.close()
+        try:
+            async with trio.open_nursery() as nursery:
+                for connection in (self._connection, other):
+                    nursery.start_soon(
+                        self._call, action, "POST", target, _receipt(action), body, _typed_headers(key), connection
+                    )
+        finally:
+            await other.close()
         await self._traffic.serving.wait()
         await self._produce(action, target, body, _typed_headers(key))
 
@@ -244,12 +248,16 @@ class _Client:
                 action = Produce("bulk", (Sent(fingerprint(value)), Sent(fingerprint(b"over the limit"))))
                 outcome = await self._produce(action, "/broker/topics/bulk/produce-ndjson", value + b"\nover the limit" * 10_000)
             case _:
-                if self._spent_key is None:
-                    return
-                topic, query = self._spent_key
-                action = Produce(topic, (Sent(fingerprint(value)),), "reused-" + query)
-                outcome = await self._produce(action, f"/broker/topics/{topic}/produce?{query[1:]}", value)
+                await self._reuse_key(value)
+                return
         assert outcome in ("refused", "unknown"), (outcome, action)
+
+    async def _reuse_key(self, value: bytes) -> None:
+        """An idempotency key with another body. (Were it taken, the checker would see two effects of one key.)"""
+        if self._spent_key is not None:
+            topic, key, query = self._spent_key
+            action = Produce(topic, (Sent(fingerprint(value)),), key)
+            await self._produce(action, f"/broker/topics/{topic}/produce?{query[1:]}", value)
 
     # -- reading and positions ------------------------------------------------------------------------------------------
     async def _consume(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import trio
 
+from ayder.fetch import Fetcher, Page
 from ayder.http.routes import Router
 from ayder.node import ROUTES
 from tests.http.in_process import Client, running
@@ -174,6 +175,22 @@ async def test_retention_moves_the_start() -> None:
         await client.post("/broker/delete-before", {"topic": "t", "partition": 0, "before_offset": 10})
         empty = await client.get("/broker/consume/t/g/0")
         assert (empty["messages"], empty["next_offset"], empty["skipped_to"]) == ([], 10, 10)
+
+
+async def test_an_explicit_offset_that_retention_overtakes_is_out_of_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The records go between the check and the read: said as always (C-3), not skipped."""
+    fetch = Fetcher.fetch
+    async with running() as client:
+        await filled(client)
+
+        async def overtaken(self: Fetcher, *arguments: Any) -> Page:
+            await client.post("/broker/delete-before", {"topic": "t", "partition": 0, "before_offset": 6})
+            return await fetch(self, *arguments)
+
+        monkeypatch.setattr(Fetcher, "from_memory", lambda *_: None)
+        monkeypatch.setattr(Fetcher, "fetch", overtaken)
+        refused = await client.get("/broker/topics/t/0/records?offset=3", ok=416)
+        assert (refused["error"], refused["log_start_offset"]) == ("offset_out_of_range", 6)
 
 
 # -- waiting ------------------------------------------------------------------------------------------------------

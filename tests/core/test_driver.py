@@ -15,7 +15,7 @@ from trio.testing import MockClock
 from ayder.broker import Broker
 from ayder.commands import CreateTopic, Retention
 from ayder.config import load_config
-from ayder.entries import HardState, LogEntry, Placement
+from ayder.entries import EntryKind, HardState, LogEntry, Placement
 from ayder.errors import AyderError, ErrorCode, StoragePoisoned
 from ayder.raft.consensus import Consensus
 from ayder.raft.driver import Driver
@@ -183,6 +183,26 @@ async def test_a_full_disk_refuses_surely_and_the_next_block_may_fit(mock_clock:
         assert behind.told == [(0, 1, last_index + 1, False)]
         assert rig.driver.refuse_until_ns == 0
         assert rig.broker.queued_bytes == 0
+
+
+async def test_a_node_finds_out_by_itself_that_there_is_room_again(mock_clock: MockClock) -> None:
+    """Who is told that it is not ready sends it nothing, so it would have stayed so for ever."""
+    async with running(mock_clock) as rig:
+        refused = rig.produce(b"refused")
+        rig.release(StorageFull("no room"))
+        await until(lambda: refused.told)
+        for verdict in (StorageFull("no room"), None):
+            tries = len(rig.store.started)
+            rig.driver.refuse_until_ns = 1  # long past
+            rig.clock.jump(0.06)
+            await rig.appends(tries + 1)
+            assert [entry.kind for entry in rig.store.started[-1]] == [EntryKind.NOOP]
+            rig.release(verdict)
+            await until(lambda: rig.driver.refuse_until_ns != 1)
+            assert (rig.driver.refuse_until_ns == 0) is (verdict is None)
+            rig.driver.consensus.check_invariants()
+        assert len(rig.store.started) == 3
+        await until(lambda: rig.broker.applied_index == rig.store.last_index)
 
 
 async def test_a_waiter_whose_time_is_up_is_told_so_and_the_record_comes_all_the_same(mock_clock: MockClock) -> None:
