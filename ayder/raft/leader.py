@@ -235,6 +235,8 @@ class Leader:
             return None
         if progress.next_index != asked.first or progress.state is ProgressState.SNAPSHOT:
             return None
+        if self._log.term_at(asked.first - 1) is None:
+            return None  # the log was compacted while the disk was read
         if any(self._log.term_at(entry.index) != entry.term for entry in entries) or entries[0].index != asked.first:
             return None
         return self._append(progress, tuple(entries))

@@ -128,7 +128,7 @@ class OutboundPeer:
     async def _pause(self, seconds: float) -> None:
         """Wait; a peer that is heard meanwhile ends it, though never before the shortest pause."""
         await trio.sleep(min(seconds, self._limits.min_backoff_s))
-        with trio.move_on_after(seconds - self._limits.min_backoff_s):
+        with trio.move_on_after(max(0.0, seconds - self._limits.min_backoff_s)):
             await self._hurry.wait()
 
     async def _once(self) -> None:
@@ -143,8 +143,8 @@ class OutboundPeer:
                 await self._converse(stream)
             finally:
                 self.connected = False
-                await trio.aclose_forcefully(stream)
                 self._lost(self.peer)
+                await trio.aclose_forcefully(stream)
 
     async def _connect(self) -> trio.abc.Stream:
         with deadline(self._limits.handshake_timeout_s, "no answer"):
