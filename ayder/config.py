@@ -10,10 +10,10 @@ source; where each value came from is known afterwards.
 
 import difflib
 import hashlib
-import ipaddress
+import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -25,13 +25,16 @@ from ayder import legacy_environment
 from ayder.config_sections import (
     SECTIONS,
     AuthConfig,
+    ClusterConfig,
     Config,
     HttpConfig,
     LoggingConfig,
+    MemberConfig,
     RaftConfig,
     StorageConfig,
     TokenConfig,
     TopicsConfig,
+    is_loopback,
     settings,
 )
 
@@ -39,10 +42,12 @@ __all__ = [
     "CONFIG_FILE_VARIABLE",
     "DEV_TOKEN",
     "AuthConfig",
+    "ClusterConfig",
     "Config",
     "ConfigError",
     "HttpConfig",
     "LoggingConfig",
+    "MemberConfig",
     "RaftConfig",
     "StorageConfig",
     "TokenConfig",
@@ -102,7 +107,8 @@ class Sources:
 TYPES: dict[str, Any] = {}
 for _section in SECTIONS.values():
     attrs.resolve_types(_section)
-attrs.resolve_types(TokenConfig)
+for _entry in (TokenConfig, MemberConfig):
+    attrs.resolve_types(_entry)
 TYPES.update((f"{section}.{attribute.name}", attribute.type) for section, attribute in settings())
 
 
@@ -127,11 +133,38 @@ def load_config(
         config = CONVERTER.structure(sources.values, Config)
     except ClassValidationError as exc:
         mistakes += _explain(exc, sources.origins)
+    else:
+        if config.cluster.nodes and "raft.node_id" not in sources.origins:
+            mistakes.append("raft.node_id: must say which of cluster.nodes this node is")  # two that guess would be one node
     if mistakes:
         raise ConfigError(mistakes)
     origins = {path: sources.origins.get(path, "default") for path in TYPES}
     config = attrs.evolve(config, origins=origins, warnings=tuple(legacy.warnings))
-    return _with_dev_token(config, bind_known)
+    return _with_dev_token(_as_member(config), bind_known)
+
+
+def _as_member(config: Config) -> Config:
+    """A member of a cluster listens where its entry says that clients reach it, where nothing else was said."""
+    own = config.cluster.member(config.raft.node_id)
+    if own is None:
+        return config
+    # Behind a proxy that speaks TLS for us, the URL is the proxy's.
+    proxied = own.client_url.startswith("https:") and not config.http.tls_certificate
+    host, port = (own.host, own.raft_port + 1) if proxied else own.client_address
+    derived = {name: value for name, value in (("host", host), ("port", port)) if config.origins[f"http.{name}"] == "default"}
+    origins = {**config.origins, **{f"http.{name}": "derived from cluster.nodes" for name in derived}}
+    config = attrs.evolve(config, http=attrs.evolve(config.http, **derived), origins=origins)
+    return attrs.evolve(config, warnings=(*config.warnings, *_member_warnings(config, own)))
+
+
+def _member_warnings(config: Config, own: MemberConfig) -> Iterator[str]:
+    if not own.http_url and config.http.port != own.raft_port + 1:
+        yield (
+            f"this node listens on port {config.http.port}, but the others send clients to {own.client_url}: "
+            f"set http_url of {own.id} in cluster.nodes"
+        )
+    if len(config.cluster.nodes) > 1 and not config.auth.tokens and not is_loopback(config.http.host):
+        yield "auth.tokens is empty: each node makes a token of its own, and a client sent to another node is refused there"
 
 
 def _with_dev_token(config: Config, bind_known: bool) -> Config:
@@ -202,10 +235,18 @@ def read_text(kind: Any, text: str) -> Any:
         return [part.strip() for part in text.split(",") if part.strip()]
     if kind in (int, float):
         raise ValueError(f"expected a {'whole ' if kind is int else ''}number, got {text!r}")
+    return _read_array(text)
+
+
+def _read_array(text: str) -> Any:
+    """An array as TOML or JSON writes it; of text that is neither, what TOML says is wrong. Raises ``ValueError``."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError as exc:
-        raise ValueError(f"expected a TOML array, got {text!r}: {exc}") from None
+        try:
+            return json.loads(text)
+        except ValueError:
+            raise ValueError(f"expected an array of TOML or JSON, got {text!r}: {exc}") from None
 
 
 def _read_bool(text: str) -> bool:
@@ -235,10 +276,13 @@ def _structure_texts(value: object, _type: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _structure_tokens(value: object, _type: Any) -> Any:
-    if not isinstance(value, list):
-        raise TypeError("expected an array of tables")
-    return tuple(CONVERTER.structure(value, list[TokenConfig]))
+def _structure_tables(entry: type[Any]) -> Any:
+    def structure(value: object, _type: Any) -> Any:
+        if not isinstance(value, list):
+            raise TypeError("expected an array of tables")
+        return tuple(CONVERTER.structure(value, list[entry]))  # type: ignore[valid-type]
+
+    return structure
 
 
 def _structure_optional_int(value: object, _type: Any) -> int | None:
@@ -275,13 +319,14 @@ def _converter() -> cattrs.Converter:
     converter.register_structure_hook(bool, _exactly(bool, "true or false"))
     converter.register_structure_hook(str, _exactly(str, "a string"))
     converter.register_structure_hook_func(lambda kind: kind == LISTS_OF_TEXT, _structure_texts)
-    converter.register_structure_hook_func(lambda kind: kind == tuple[TokenConfig, ...], _structure_tokens)
+    converter.register_structure_hook_func(lambda kind: kind == tuple[TokenConfig, ...], _structure_tables(TokenConfig))
+    converter.register_structure_hook_func(lambda kind: kind == tuple[MemberConfig, ...], _structure_tables(MemberConfig))
     converter.register_structure_hook_func(lambda kind: kind == int | None, _structure_optional_int)
     return converter
 
 
 CONVERTER = _converter()
-_TABLES: tuple[type[Any], ...] = (TokenConfig, *SECTIONS.values())
+_TABLES: tuple[type[Any], ...] = (TokenConfig, MemberConfig, *SECTIONS.values())
 for _table in _TABLES:
     CONVERTER.register_structure_hook(_table, _table_hook(_table))
 CONVERTER.register_structure_hook(
@@ -317,11 +362,3 @@ def _sentence(error: BaseException, _kind: type | None) -> str:
 def token_hash(token: str) -> str:
     """The hex SHA-256 of a token, as ``TokenConfig.sha256`` wants it."""
     return hashlib.sha256(token.encode()).hexdigest()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a listener on ``host``. A name other than ``localhost`` is taken as reachable."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"

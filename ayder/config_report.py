@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from ayder.config import Config, TokenConfig, settings
+from ayder.config import Config, MemberConfig, TokenConfig, settings
 from ayder.config_sections import SECTIONS
 
 __all__ = ["effective_settings", "rewrite_tables", "settings_tables"]
@@ -36,17 +36,20 @@ def _as_toml(value: Any) -> str:
         return "[" + ", ".join(_as_toml(part) for part in value) + "]"
     if isinstance(value, TokenConfig):
         return f"{{ name = {_as_toml(value.name)}, scopes = {_as_toml(value.scopes)} }}"
+    if isinstance(value, MemberConfig):
+        return "{ " + ", ".join(f"{name} = {_as_toml(part)}" for name, part in attrs.asdict(value).items()) + " }"
     return str(value)
 
 
 def settings_tables() -> str:
-    """The whole generated part of the page: a heading and a table for each section, then the token table."""
-    parts = [_table(name, f"## `[{name}]`", section) for name, section in SECTIONS.items()]
-    parts.append(_table("auth.tokens", "### One entry of `auth.tokens`", TokenConfig))
+    """The whole generated part of the page: a heading and a table for each section, then the tables of what lists hold."""
+    parts = [_table(f"## `[{name}]`", section) for name, section in SECTIONS.items()]
+    parts.append(_table("### One entry of `auth.tokens`", TokenConfig))
+    parts.append(_table("### One entry of `cluster.nodes`", MemberConfig))
     return "\n".join(parts)
 
 
-def _table(name: str, heading: str, section: type[Any]) -> str:
+def _table(heading: str, section: type[Any]) -> str:
     lines = [heading, "", (section.__doc__ or "").strip(), "", "| setting | default | limits | meaning |", "|---|---|---|---|"]
     for attribute in attrs.fields(section):
         default = "(required)" if attribute.default is attrs.NOTHING else _default(attribute)

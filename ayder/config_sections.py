@@ -6,23 +6,29 @@ Invariants: a section that exists is within every limit; each setting has a help
 token is kept, only its SHA-256. ``docs/configuration.md`` is generated from what is declared here.
 """
 
+import ipaddress
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import attrs
 
 __all__ = [
     "SECTIONS",
     "AuthConfig",
+    "ClusterConfig",
     "Config",
     "HttpConfig",
     "LoggingConfig",
+    "MemberConfig",
     "RaftConfig",
     "StorageConfig",
     "TokenConfig",
     "TopicsConfig",
+    "is_loopback",
     "settings",
 ]
 
@@ -38,7 +44,7 @@ def setting(
     unit: str = "",
     at_least: float | None = None,
     at_most: float | None = None,
-    one_of: tuple[str, ...] = (),
+    one_of: tuple[str | int, ...] = (),
     check: Callable[[Any], str | None] | None = None,
     shown: bool = True,
 ) -> Any:
@@ -52,7 +58,7 @@ def setting(
         if at_most is not None and value > at_most:
             raise ValueError(f"must be at most {at_most}, got {value}")
         if one_of and value not in one_of:
-            raise ValueError(f"must be one of {', '.join(one_of)}; got {value!r}")
+            raise ValueError(f"must be one of {', '.join(map(str, one_of))}; got {value!r}")
         if check is not None and (complaint := check(value)):
             raise ValueError(complaint)
 
@@ -177,6 +183,115 @@ class RaftConfig:
             raise ValueError("tick_ms must not exceed heartbeat_interval_ms")
 
 
+CLUSTER_SIZES = (1, 3, 5, 7)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a listener on ``host``. A name other than ``localhost`` is taken as reachable."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _host(value: str) -> str | None:
+    try:
+        ipaddress.ip_address(value)
+    except ValueError:
+        return None if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}", value) else f"not a host: {value!r}"
+    return "not an address of one machine" if value in ("0.0.0.0", "::") else None  # noqa: S104  (refused, not bound)
+
+
+def _url(value: str) -> str | None:
+    """Redirects carry it, so nothing may hide in it: no path, no user, no space, no line end."""
+    if not value:
+        return None
+    try:
+        port = urlsplit(value).port
+    except ValueError:
+        port = 0
+    fits = re.fullmatch(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?", value) and port != 0
+    return None if fits else f"not the URL of a node (http://HOST[:PORT]): {value!r}"
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+@attrs.frozen(kw_only=True)
+class MemberConfig:
+    """One node of a cluster: where the other nodes and the clients reach it."""
+
+    id: str = setting(attrs.NOTHING, "its `raft.node_id`; its certificate bears this name", check=_node_id)
+    host: str = setting(attrs.NOTHING, "name or address the other nodes call", check=_host)
+    raft_port: int = setting(attrs.NOTHING, "port the other nodes call; clients are on the next", at_least=1, at_most=65534)
+    http_url: str = setting("", "where clients reach it; empty: `http://host:(raft_port+1)`", check=_url)
+    priority: int = setting(10, "of two nodes that could lead, the one with more does", at_least=0, at_most=1_000)
+
+    @property
+    def client_url(self) -> str:
+        """Where clients reach it, without a slash at the end."""
+        return self.http_url or f"http://{_bracketed(self.host)}:{self.raft_port + 1}"
+
+    @property
+    def client_address(self) -> tuple[str, int]:
+        """Host and port of ``client_url``."""
+        url = urlsplit(self.client_url)
+        return url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
+
+
+def _members(nodes: tuple[MemberConfig, ...]) -> str | None:
+    if nodes and len(nodes) not in CLUSTER_SIZES:
+        return (
+            f"a cluster has 1, 3, 5 or 7 nodes, not {len(nodes)}: an even number survives no more failures than one node less, "
+            "and more than 7 make every write slower"
+        )
+    if twice := _twice(node.id for node in nodes):
+        return f"two nodes have one id: {twice}"
+    addresses = [(node.host.lower(), node.raft_port) for node in nodes] + [node.client_address for node in nodes]
+    if twice := _twice(f"{_bracketed(host)}:{port}" for host, port in addresses):
+        return f"one address is used twice (clients are served on raft_port + 1 unless http_url says otherwise): {twice}"
+    return None
+
+
+def _twice(values: Iterable[str]) -> str:
+    return ", ".join(value for value, count in Counter(values).items() if count > 1)
+
+
+@attrs.frozen(kw_only=True)
+class ClusterConfig:
+    """The nodes that keep one log together. Every node is given the same ``nodes``, and its own ``raft.node_id``."""
+
+    name: str = setting("ayder", "name of the cluster; nodes of another one are refused", check=_node_id)
+    nodes: tuple[MemberConfig, ...] = setting((), "tables, one a node; empty: this node is alone", check=_members)
+    tls_ca: str = setting("", "PEM file with the authority that signed the certificates of all nodes")
+    tls_certificate: str = setting("", "PEM file with the certificate (its name is the node id) shown to the other nodes")
+    tls_key: str = setting("", "PEM file with its private key")
+    write_mode: str = setting(
+        "sync-majority",
+        "a write is answered when it is on the disk of: nobody yet, a majority, every node that is up",
+        one_of=("async", "sync-majority", "sync-all"),
+    )
+    redirect_status: int = setting(307, "status by which a follower sends a client to the leader", one_of=(307, 308))
+    forward: bool = setting(False, "a follower calls the leader for its client instead of redirecting it")
+    max_frame_bytes: int = _bytes(16 * MIB, "longest message between nodes", at_least=MIB, at_most=512 * MIB)
+
+    def __attrs_post_init__(self) -> None:
+        files = (self.tls_ca, self.tls_certificate, self.tls_key)
+        if any(files) and not all(files):
+            raise ValueError("tls_ca, tls_certificate and tls_key go together: set all or none")
+        exposed = [node.host for node in self.nodes if not is_loopback(node.host)]
+        if exposed and not all(files):
+            raise ValueError(
+                f"without tls_ca, tls_certificate and tls_key every node must be on loopback; {', '.join(exposed)} "
+                f"{'is' if len(exposed) == 1 else 'are'} not"
+            )
+
+    def member(self, node_id: str) -> MemberConfig | None:
+        """The entry of ``node_id``, if there is one."""
+        return next((node for node in self.nodes if node.id == node_id), None)
+
+
 @attrs.frozen(kw_only=True)
 class TopicsConfig:
     """Topics, partitions and what one record may be."""
@@ -262,6 +377,7 @@ class Config:
     http: HttpConfig = attrs.Factory(HttpConfig)
     storage: StorageConfig = attrs.Factory(StorageConfig)
     raft: RaftConfig = attrs.Factory(RaftConfig)
+    cluster: ClusterConfig = attrs.Factory(ClusterConfig)
     topics: TopicsConfig = attrs.Factory(TopicsConfig)
     auth: AuthConfig = attrs.Factory(AuthConfig)
     logging: LoggingConfig = attrs.Factory(LoggingConfig)
@@ -271,12 +387,26 @@ class Config:
     def __attrs_post_init__(self) -> None:
         if self.raft.max_queued_bytes < self.http.max_produce_body_bytes:
             raise ValueError("raft.max_queued_bytes must hold one body of http.max_produce_body_bytes")
+        if self.cluster.nodes:
+            self._check_member()
+
+    def _check_member(self) -> None:
+        own = self.cluster.member(self.raft.node_id)
+        if own is None:
+            # Running alone would acknowledge writes that the operator believes replicated (H-14).
+            names = ", ".join(node.id for node in self.cluster.nodes)
+            raise ValueError(f"raft.node_id: {self.raft.node_id!r} is not among cluster.nodes ({names})")
+        if self.http.tls_certificate and not own.client_url.startswith("https:"):
+            raise ValueError(f"cluster.nodes: http_url of {own.id} must begin with https://, because http.tls_certificate is set")
+        if self.cluster.max_frame_bytes < max(self.raft.max_block_bytes, self.http.max_produce_body_bytes) + MIB:
+            raise ValueError("cluster.max_frame_bytes must exceed raft.max_block_bytes and http.max_produce_body_bytes by 1 MiB")
 
 
 SECTIONS: dict[str, type[Any]] = {
     "http": HttpConfig,
     "storage": StorageConfig,
     "raft": RaftConfig,
+    "cluster": ClusterConfig,
     "topics": TopicsConfig,
     "auth": AuthConfig,
     "logging": LoggingConfig,
