@@ -162,6 +162,13 @@ class Broker:
         url = self.client_urls.get(consensus.leader_id)
         return AyderError(ErrorCode.NOT_LEADER, f"{consensus.leader_id} leads", leader_url=url)
 
+    async def read_barrier(self) -> None:
+        """Until a read here sees everything acknowledged before this call. Raises ``AyderError`` (no_quorum, not_leader)."""
+        with trio.move_on_after(self.config.http.default_produce_timeout_ms / 1000):
+            await self.driver.read_barrier()
+            return
+        raise AyderError(ErrorCode.NO_QUORUM, "no majority confirmed in time that this node still leads", leader_url=None)
+
     def _added(self, block: PendingBlock, size_before: int) -> None:
         self._queued_bytes += block.size_bytes - size_before
         self.driver.poke()

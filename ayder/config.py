@@ -113,17 +113,23 @@ TYPES.update((f"{section}.{attribute.name}", attribute.type) for section, attrib
 
 
 def load_config(
-    argv_settings: Mapping[str, str], environ: Mapping[str, str], toml_text: str | None, *, bind_known: bool = True
+    argv_settings: Mapping[str, str],
+    environ: Mapping[str, str],
+    toml_text: str | None,
+    *,
+    bind_known: bool = True,
+    host_name: str = "",
 ) -> Config:
     """Join the sources. ``argv_settings`` maps ``section.key`` to text. Pure.
 
     Without a configured token, a node that only this machine can reach accepts ``DEV_TOKEN``; any other has no token at all,
     and ``launch.py`` makes one. ``bind_known=False`` says that somebody else opens the listener, so ``http.host`` proves nothing.
+    ``host_name`` is this machine's; the predecessor's variables name a node by it (else by ``HOSTNAME``).
     Raises ``ConfigError`` with every mistake.
     """
     sources = Sources()
     _take_toml(sources, toml_text)
-    legacy = legacy_environment.translate(environ)
+    legacy = legacy_environment.translate(environ, host_name)
     for path, (value, name) in legacy.settings.items():
         sources.put(path, value, f"environment {name}")
     _take_environment(sources, environ)

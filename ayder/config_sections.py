@@ -199,6 +199,8 @@ def _host(value: str) -> str | None:
         ipaddress.ip_address(value)
     except ValueError:
         return None if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}", value) else f"not a host: {value!r}"
+    if "%" in value:  # a zone may hold any character, and it would go into URLs
+        return f"not a host: {value!r}"
     return "not an address of one machine" if value in ("0.0.0.0", "::") else None  # noqa: S104  (refused, not bound)
 
 

@@ -24,6 +24,22 @@ RATE_DEFAULTS = (("RL_DEFAULT_RPS", 50), ("RL_DEFAULT_BURST", 100), ("RL_DEFAULT
 
 LEVELS = {"debug": "debug", "info": "info", "warn": "warning", "warning": "warning", "error": "error", "fatal": "critical"}
 
+WRITE_MODES = {"0": "async", "1": "sync-majority", "2": "sync-all"}
+
+NODE = re.compile(r"([^:\s]+):(\[[^\]\s]+\]|[^:\s]+):([0-9]{1,5})(?::([0-9]{1,9}))?")
+"""One of ``RF_HA_NODES``: ``id:host:raft_port[:priority]``; an IPv6 address is in brackets."""
+
+TLS_FILES = {
+    "RF_HA_TLS_CA": "cluster.tls_ca",
+    "RF_HA_TLS_CERT": "cluster.tls_certificate",
+    "RF_HA_TLS_KEY": "cluster.tls_key",
+}
+
+MEMBER_NUMBERS = {"RF_HA_REDIRECT_STATUS": "cluster.redirect_status", "RF_HA_RETRY_AFTER": "http.retry_after_s"}
+
+MEMBER_NAMES = {"RF_HA_NODES", "RF_HA_SYNC_MODE", "RF_HA_TLS", *TLS_FILES, *MEMBER_NUMBERS}
+"""What counts only where ``RF_HA_ENABLED`` is 1."""
+
 WHOLE_NUMBERS = {
     # later entries win where two names mean one setting
     "RF_HTTP_RETRY_AFTER": "http.retry_after_s",
@@ -61,18 +77,24 @@ class LegacySettings:
     mistakes: list[str] = attrs.Factory(list)
 
 
-def translate(environ: Mapping[str, str]) -> LegacySettings:
-    """Read every old name in ``environ``. Pure; mistakes are collected, not raised."""
+def translate(environ: Mapping[str, str], host_name: str = "") -> LegacySettings:
+    """Read every old name in ``environ``. Pure; mistakes are collected, not raised.
+
+    A member of a cluster without ``RF_HA_NODE_ID`` is called ``host_name``, or ``HOSTNAME`` where that is not known.
+    """
     present = {name: value for name, value in environ.items() if value}
     found = LegacySettings()
     _refuse_what_is_not_built(present, found)
     _listener(present, found)
-    _numbers(present, found)
+    _numbers(present, WHOLE_NUMBERS, found)
     _auth(present, found)
     if "RF_HA_NODE_ID" in present:
         found.settings["raft.node_id"] = (present["RF_HA_NODE_ID"], "RF_HA_NODE_ID")
+    member = present.get("RF_HA_ENABLED") == "1"
+    if member:
+        _member(present, host_name or present.get("HOSTNAME", ""), found)
     _log_level(present, found)
-    _name_the_rest(present, found)
+    _name_the_rest(present, HONOURED | MEMBER_NAMES if member else HONOURED, found)
     return found
 
 
@@ -103,12 +125,6 @@ def _leading_number(text: str) -> int:
 
 
 def _refuse_what_is_not_built(present: Mapping[str, str], found: LegacySettings) -> None:
-    if present.get("RF_HA_ENABLED") == "1":
-        # Running alone would acknowledge writes that the operator believes replicated.
-        found.mistakes.append(
-            "environment RF_HA_ENABLED=1: this version is a single node and will not pretend to be a cluster; "
-            "unset it to run one node"
-        )
     if not present.get("RF_ROCKET", "0").startswith("0"):
         found.mistakes.append(
             "environment RF_ROCKET: topics kept in memory are not in this version; unset it, every topic is sealed (durable)"
@@ -129,14 +145,63 @@ def _listener(present: Mapping[str, str], found: LegacySettings) -> None:
         found.settings["http.host"] = (host.strip("[]"), name)
 
 
-def _numbers(present: Mapping[str, str], found: LegacySettings) -> None:
-    for name, path in WHOLE_NUMBERS.items():
+def _numbers(present: Mapping[str, str], names: Mapping[str, str], found: LegacySettings) -> None:
+    for name, path in names.items():
         if name not in present:
             continue
         if re.fullmatch(r"[0-9]{1,18}", present[name].strip()):
             found.settings[path] = (int(present[name]), name)
         else:
             found.mistakes.append(f"environment {name}: expected a whole number, got {present[name]!r}")
+
+
+def _member(present: Mapping[str, str], host_name: str, found: LegacySettings) -> None:
+    """A member of a cluster. What is missing is a mistake: a node that ran alone instead would answer for unreplicated writes."""
+    if "RF_HA_NODES" not in present:
+        found.mistakes.append("environment RF_HA_ENABLED=1: RF_HA_NODES must name the nodes (id:host:raft_port[:priority],...)")
+        return
+    try:
+        found.settings["cluster.nodes"] = (parse_nodes(present["RF_HA_NODES"]), "RF_HA_NODES")
+    except ValueError as exc:
+        found.mistakes.append(f"environment RF_HA_NODES: {exc}")
+    if "RF_HA_NODE_ID" not in present and host_name:
+        found.settings["raft.node_id"] = (host_name, "RF_HA_NODES (the name of this machine)")
+    if "RF_HA_SYNC_MODE" in present:
+        mode = WRITE_MODES.get(present["RF_HA_SYNC_MODE"].strip())
+        if mode is None:
+            found.mistakes.append(f"environment RF_HA_SYNC_MODE: must be 0, 1 or 2, got {present['RF_HA_SYNC_MODE']!r}")
+        else:
+            found.settings["cluster.write_mode"] = (mode, "RF_HA_SYNC_MODE")
+    _numbers(present, MEMBER_NUMBERS, found)
+    _member_tls(present, found)
+
+
+def parse_nodes(text: str) -> list[dict[str, object]]:
+    """The old grammar, ``id:host:raft_port[:priority]`` separated by commas, as tables. Raises ``ValueError``."""
+    tables = []
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        parts = NODE.fullmatch(entry)
+        if parts is None:
+            raise ValueError(f"expected id:host:raft_port[:priority], got {entry!r}")
+        table: dict[str, object] = {"id": parts[1], "host": parts[2].strip("[]"), "raft_port": int(parts[3])}
+        tables.append(table | ({"priority": int(parts[4])} if parts[4] else {}))
+    if not tables:
+        raise ValueError("names no node")
+    return tables
+
+
+def _member_tls(present: Mapping[str, str], found: LegacySettings) -> None:
+    """``RF_HA_TLS`` 1 demands the files, 0 leaves them aside; without it they are used when they are named."""
+    switch = present.get("RF_HA_TLS", "").strip()
+    if switch == "0":
+        return
+    if switch not in ("", "1"):
+        found.mistakes.append(f"environment RF_HA_TLS: must be 0 or 1, got {present['RF_HA_TLS']!r}")
+    missing = [name for name in TLS_FILES if name not in present]
+    if switch == "1" and missing:
+        found.mistakes.append(f"environment RF_HA_TLS=1: {', '.join(missing)} must be set")
+        return
+    found.settings.update((path, (present[name], name)) for name, path in TLS_FILES.items() if name in present)
 
 
 def _auth(present: Mapping[str, str], found: LegacySettings) -> None:
@@ -173,7 +238,9 @@ def _log_level(present: Mapping[str, str], found: LegacySettings) -> None:
         found.settings["logging.level"] = (level, "LOG_LEVEL")
 
 
-def _name_the_rest(present: Mapping[str, str], found: LegacySettings) -> None:
-    rest = sorted(name for name in present if WITHOUT_MEANING.fullmatch(name) and name not in HONOURED)
+def _name_the_rest(present: Mapping[str, str], honoured: set[str], found: LegacySettings) -> None:
+    rest = sorted(name for name in present if WITHOUT_MEANING.fullmatch(name) and name not in honoured)
+    if "RF_HA_NODES" in rest:
+        found.warnings.append("RF_HA_NODES is set, but RF_HA_ENABLED is not 1: this node is alone, not a member of a cluster")
     if rest:
         found.warnings.append(f"these variables of the predecessor have no meaning here and are ignored: {', '.join(rest)}")

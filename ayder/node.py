@@ -7,8 +7,10 @@ because a node that cannot keep its promises must not go on answering (ADR 0006)
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+import random
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -23,7 +25,7 @@ import trio
 from ayder.broker import Broker
 from ayder.config import Config
 from ayder.entries import LogIndex
-from ayder.errors import CorruptLog
+from ayder.errors import AyderError, CorruptLog
 from ayder.fetch import Fetcher
 from ayder.http import consume, groups, openapi, operations, produce, topics
 from ayder.http.admission import RateLimiter
@@ -36,8 +38,11 @@ from ayder.http.server import HttpServer
 from ayder.log_cleaner import LogCleaner
 from ayder.logs import set_up_logging
 from ayder.metrics import Metrics
-from ayder.raft.consensus import Consensus
+from ayder.raft.consensus import Consensus, Role
 from ayder.raft.driver import Driver
+from ayder.raft.membership import Membership
+from ayder.raft.messages import SnapshotMeta
+from ayder.raft.peers import PeerLimits, PeerNetwork, PeerTls
 from ayder.storage.backends import log_store_backend
 from ayder.storage.checkpoints import FileCheckpointStore, MemoryCheckpointStore
 from ayder.storage.directory_lock import DirectoryLock
@@ -64,6 +69,8 @@ class Node:
     driver: Driver
     cleaner: LogCleaner
     metrics: Metrics
+    network: PeerNetwork | None
+    """``None`` for a node that is the whole group."""
     application: HttpApplication = attrs.field(init=False)
     fronts: list[Front] = attrs.field(factory=list)
 
@@ -73,7 +80,13 @@ class Node:
         reasons = []
         if self.broker.shutting_down:
             reasons.append("the node is stopping")
-        if not self.driver.ready:
+        consensus = self.driver.consensus
+        if not self.driver.alone and consensus.leader_id is None:
+            reasons.append("no leader is known")
+        elif not self.driver.alone and consensus.leader_id != consensus.node_id:
+            if self.broker.applied_index < consensus.commit_index:
+                reasons.append("this follower is catching up")
+        elif not self.driver.ready:
             reasons.append("the log of the last run is being applied")
         if self.driver.refuse_until_ns:
             reasons.append("the disk is full")
@@ -102,11 +115,29 @@ class Node:
         term = self.driver.consensus.current_term
         front.extra_headers = b"ayder-node: %b\r\nayder-term: %d\r\n" % (self.config.raft.node_id.encode(), term)
 
-    async def wait_ready(self) -> None:
-        """Until everything the log holds is applied and this node leads."""
-        await self.driver.wait_ready()
+    def standing_changed(self) -> None:
+        """Answers carry the term from now on."""
         for front in self.fronts:
             self._name(front)
+
+    async def hand_over(self) -> None:
+        """Before a leader stops: let another node lead, so that clients find one at once. Bounded; does nothing elsewhere."""
+        consensus = self.driver.consensus
+        if self.driver.alone or consensus.role is not Role.LEADER:
+            return
+        try:
+            consensus.transfer_leadership()
+        except AyderError:
+            return  # there is nobody to hand over to
+        self.driver.advance()
+        with trio.move_on_after(2 * self.config.raft.election_timeout_ms / 1000):
+            await self.driver.wait_follower()
+
+    async def wait_ready(self) -> None:
+        """Until everything the log holds is applied and this node leads; a member of a cluster need not lead to serve."""
+        if not self.driver.alone:
+            return
+        await self.driver.wait_ready()
         consensus = self.driver.consensus
         logger.info(
             "leads", extra={"node": consensus.node_id, "term": consensus.current_term, "applied_index": self.broker.applied_index}
@@ -136,6 +167,8 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
         )
         async with trio.open_nursery() as raft_nursery:
             await raft_nursery.start(node.driver.run)
+            if node.network is not None:
+                await raft_nursery.start(node.network.run)
             async with trio.open_nursery() as cleaner_nursery:
                 cleaner_nursery.start_soon(node.cleaner.run)
                 try:
@@ -166,7 +199,7 @@ def _open_storage(config: Config, files: ExitStack) -> tuple[Any, Any]:
         backend.make_options(attrs.asdict(storage)),
         monotonic_ns=time.monotonic_ns,
         node_id=config.raft.node_id,
-        cluster_id=os.urandom(16).hex(),
+        cluster_id=(_cluster_id(config) if config.cluster.nodes else os.urandom(16)).hex(),
     )
     files.callback(store.close)
     return store, checkpoints
@@ -199,8 +232,18 @@ def _older(checkpoints: Any, newest: LogIndex) -> LogIndex:
 
 def _build(config: Config, broker: Broker, store: Any, checkpoints: Any, collectable_index: LogIndex) -> Node:
     raft = config.raft
+    voters = tuple(member.id for member in config.cluster.nodes) or (raft.node_id,)
+    state = broker.state
     consensus = Consensus(
-        node_id=raft.node_id, voters=(raft.node_id,), log=store, election_ticks=max(1, raft.election_timeout_ms // raft.tick_ms)
+        node_id=raft.node_id,
+        voters=voters,
+        log=store,
+        election_ticks=max(1, raft.election_timeout_ms // raft.tick_ms),
+        heartbeat_ticks=max(1, raft.heartbeat_interval_ms // raft.tick_ms),
+        spread=random.SystemRandom().randrange,
+        snapshot=SnapshotMeta(state.applied_index, state.applied_term, Membership(voters=voters), state.log_time_ms)
+        if state.applied_index
+        else None,
     )
     for info in store.segments():  # the entries behind the checkpoint carry later times than the state does
         consensus.observe_log_time(info.last_time_ms)
@@ -209,12 +252,15 @@ def _build(config: Config, broker: Broker, store: Any, checkpoints: Any, collect
         consensus=consensus, log=store, source=broker, applier=broker, tick_s=raft.tick_ms / 1000, clock_ms=wall_clock_ms
     )
     broker.attach(driver)
+    broker.client_urls = {member.id: member.client_url for member in config.cluster.nodes}
     metrics = Metrics()
     driver.append_seconds = metrics.observe_append
     cleaner = LogCleaner(broker=broker, checkpoints=checkpoints, collectable_index=collectable_index, clock_ms=wall_clock_ms)
     fetcher = Fetcher(broker)
     fan_out = FanOut(broker, fetcher)
-    node = Node(config, broker, driver, cleaner, metrics)
+    node = Node(config, broker, driver, cleaner, metrics, _network(config, driver))
+    driver.network = node.network
+    driver.standing_changed = node.standing_changed
     node.supply_gauges(fan_out)
     context = Context(
         config=config,
@@ -231,6 +277,30 @@ def _build(config: Config, broker: Broker, store: Any, checkpoints: Any, collect
     return node
 
 
+def _network(config: Config, driver: Driver) -> PeerNetwork | None:
+    cluster = config.cluster
+    if len(cluster.nodes) <= 1:
+        return None
+    me = next(member for member in cluster.nodes if member.id == config.raft.node_id)
+    tls = PeerTls(ca=cluster.tls_ca, certificate=cluster.tls_certificate, key=cluster.tls_key) if cluster.tls_ca else None
+    return PeerNetwork(
+        node_id=me.id,
+        cluster_id=_cluster_id(config),
+        addresses={member.id: (member.host, member.raft_port) for member in cluster.nodes if member.id != me.id},
+        bind=(me.host, me.raft_port),
+        tls=tls,
+        limits=PeerLimits(max_frame_bytes=cluster.max_frame_bytes),
+        receive=driver.receive,
+        next_append=driver.next_append,
+        lost=driver.peer_lost,
+    )
+
+
+def _cluster_id(config: Config) -> bytes:
+    """What the members of one cluster share: 16 bytes of its name."""
+    return hashlib.blake2b(config.cluster.name.encode(), digest_size=16).digest()
+
+
 async def run_node(config: Config, *, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED) -> None:
     """Run a node until SIGTERM or SIGINT; reports its URLs when it serves. Raises what ended it otherwise."""
     set_up_logging(config.logging)
@@ -244,6 +314,7 @@ async def run_node(config: Config, *, task_status: trio.TaskStatus[list[str]] = 
             async for number in signals:
                 logger.info("stopping", extra={"signal": signal.Signals(number).name})
                 break
+            await node.hand_over()
             node.begin_stop()
             nursery.start_soon(partial(_second_signal, signals, nursery.cancel_scope))
             await server.drain()

@@ -14,6 +14,8 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 
+import msgspec
+
 from ayder.errors import AyderError, ErrorCode
 from ayder.http.auth import ANONYMOUS, Principal
 from ayder.http.context import Context
@@ -107,7 +109,7 @@ class HttpApplication:
         try:
             answer = match.route.handler(self._context, request, match.parameters)
         except AyderError as error:
-            return self._finish(request, self._error(error))
+            return self._finish(request, self._error(error, request))
         except Exception as error:
             return self._finish(request, self._unexpected(request, error))
         if type(answer) is Response:
@@ -125,7 +127,7 @@ class HttpApplication:
         try:
             response = await run()
         except AyderError as error:
-            response = self._error(error)
+            response = self._error(error, request)
         except Exception as error:
             response = self._unexpected(request, error)
         return self._finish(request, response)
@@ -152,8 +154,28 @@ class HttpApplication:
                 response.headers += ((b"access-control-allow-origin", origin), (b"vary", b"origin"))
         return response
 
-    def _error(self, error: AyderError) -> Response:
+    def _error(self, error: AyderError, request: Request | None = None) -> Response:
+        leader_url = error.facts.get("leader_url") if error.code is ErrorCode.NOT_LEADER else None
+        if leader_url and request is not None and (request.method not in ("GET", "HEAD") or b"redirect=1" in request.query):
+            return self._redirect(request, leader_url)
         return error_response(error, retry_after_s=self._context.config.http.retry_after_s)
+
+    def _redirect(self, request: Request, leader_url: str) -> Response:
+        """To the leader, as the predecessor said it. The address comes from the configuration, never from the request."""
+        cluster, retry_after = self._context.config.cluster, self._context.config.http.retry_after_s
+        target = request.path + (b"?" + request.query if request.query else b"")
+        location = leader_url.rstrip("/") + target.decode("latin-1")
+        body = {
+            "ok": False,
+            "error": "redirect_to_leader",
+            "message": "another node leads; ask it",
+            "outcome": "not_applied",
+            "leader_url": leader_url,
+            "retry_after": retry_after,
+            "redirect": {"status": cluster.redirect_status, "location": location},
+        }
+        headers = ((b"location", location.encode()), (b"retry-after", b"%d" % retry_after), (b"cache-control", b"no-store"))
+        return Response(cluster.redirect_status, msgspec.json.encode(body), headers=headers)
 
     def _unexpected(self, request: Request, error: Exception) -> Response:
         error_id = uuid.uuid4().hex[:12]

@@ -115,7 +115,7 @@ def _read(context: Context, request: Request, raw_topic: bytes, raw_partition: b
         resumed = resume_offset(request)
         return Work(lambda: _tail(reader, resumed))
     start = _start_in_memory(reader)
-    if start is not None:
+    if start is not None and (options.local or broker.driver.alone):
         page = context.fetcher.from_memory(partition, start, options.limit, options.max_bytes)
         if page is not None and (page.slices or not options.wait_ms):
             return _answer(reader, start, page)
@@ -123,6 +123,8 @@ def _read(context: Context, request: Request, raw_topic: bytes, raw_partition: b
 
 
 async def _fetch(reader: _Reader) -> Response:
+    if not reader.options.local and not reader.context.broker.driver.alone:
+        await reader.context.broker.read_barrier()
     start = await _start(reader)
     options, partition, fetcher = reader.options, reader.partition, reader.context.fetcher
     wait_ms = min(options.wait_ms, reader.context.config.http.max_long_poll_ms)

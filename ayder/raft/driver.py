@@ -163,6 +163,7 @@ class Driver:
         self._reads: dict[object, _Barrier] = {}
         self._applied_enough: list[tuple[LogIndex, trio.Event]] = []
         self._standing: tuple[Term, Role, NodeId | None] = (0, Role.FOLLOWER, None)
+        self._stepped_down: trio.Event | None = None
         self.standing_changed: Callable[[], None] | None = None
         """Told when term, role or leader changed."""
         self.network: Network | None = None
@@ -189,6 +190,12 @@ class Driver:
     async def wait_ready(self) -> None:
         """Until the log of the last life is applied."""
         await self._caught_up.wait()
+
+    async def wait_follower(self) -> None:
+        """Until this node does not lead."""
+        while self.consensus.role is Role.LEADER:
+            self._stepped_down = self._stepped_down or trio.Event()
+            await self._stepped_down.wait()
 
     @property
     def alone(self) -> bool:
@@ -226,6 +233,12 @@ class Driver:
         self.poke()
         while self._unwritten_bytes > _MAX_UNWRITTEN_BYTES:
             await self._written.wait()
+
+    def peer_lost(self, peer: NodeId) -> None:
+        """The connection to a peer ended: what was under way to it may be lost."""
+        self.consensus.peer_reset(peer)
+        if self.network is not None:
+            self.network.wake(peer)
 
     async def next_append(self, peer: NodeId) -> Message | None:
         """What the stream to this follower should send now; ``None``: wait to be woken."""
@@ -423,6 +436,9 @@ class Driver:
         if before[1] is Role.LEADER and (standing[0] != before[0] or standing[1] is not Role.LEADER):
             self.ready = False
             self._source.leadership_lost()
+            if self._stepped_down is not None:
+                self._stepped_down.set()
+                self._stepped_down = None
 
     def apply_committed(self) -> None:
         """Apply what is committed and at hand; leave the rest to the apply loop."""
