@@ -91,6 +91,13 @@ class HandshakeReader:
         return said[0] if said else None
 
 
+def _name(body: Body) -> NodeId:
+    name = body.text(_MAX_NAME_BYTES)
+    if not name.isprintable():  # it goes into log lines
+        raise ProtocolError("a name is not printable")
+    return name
+
+
 def _decode_handshake(kind: int, view: memoryview) -> Hello | Refusal:
     body = Body(view)
     said: Hello | Refusal
@@ -98,7 +105,7 @@ def _decode_handshake(kind: int, view: memoryview) -> Hello | Refusal:
         magic, oldest, newest, reserved, cluster_id = _HELLO.unpack(body.take(_HELLO.size))
         if magic != _MAGIC or reserved or not 0 < oldest <= newest:
             raise ProtocolError("not a peer of ayder")
-        said = Hello(cluster_id, body.text(_MAX_NAME_BYTES), body.text(_MAX_NAME_BYTES), oldest, newest)
+        said = Hello(cluster_id, _name(body), _name(body), oldest, newest)
     elif kind == _REFUSAL_TYPE:
         said = Refusal(body.text(_MAX_REASON_BYTES))
     else:

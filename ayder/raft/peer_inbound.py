@@ -149,7 +149,7 @@ class InboundPeers:
             with connection.waiting:
                 await turn.acquire()
                 mine = True
-            if mine:
+            if mine and not connection.over:
                 logger.info("%s connected to us", sender)
                 await self._read(connection)
         except (LinkLost, ProtocolError) as error:

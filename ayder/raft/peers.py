@@ -101,8 +101,8 @@ class PeerNetwork:
         self._next_append = next_append
         self._lost = lost
         self._jitter = jitter
-        self._listening: ssl.SSLContext | None = tls and tls.listening()
-        self._dialling: ssl.SSLContext | None = tls and tls.dialling()
+        self._listening: ssl.SSLContext | None = tls.listening() if tls else None
+        self._dialling: ssl.SSLContext | None = tls.dialling() if tls else None
         self._counters: dict[NodeId, PeerCounters] = {}
         self._outbound: dict[NodeId, OutboundPeer] = {}
         self._addresses: dict[NodeId, Address] = {}
@@ -141,10 +141,10 @@ class PeerNetwork:
             self._outbound.pop(peer).stop()
             self._inbound.forget(peer)
             del self._counters[peer]
-        for peer in wanted:
+        for peer, address in wanted.items():
             if peer not in before:
                 self._add(peer)
-            elif before[peer] != wanted[peer]:
+            elif before[peer] != address:
                 self._outbound[peer].redial()
 
     def facts(self) -> NetworkFacts:
@@ -202,10 +202,10 @@ class PeerNetwork:
     async def _accept(self, accepted: trio.SocketStream) -> None:
         try:
             host, port = accepted.socket.getpeername()[:2]
+            _watch_half_open(accepted, self._limits.silence_timeout_s)
         except OSError:  # gone before we looked
             await trio.aclose_forcefully(accepted)
             return
-        _watch_half_open(accepted, self._limits.silence_timeout_s)
         await self._inbound.serve(_over_tls(accepted, self._listening, server_side=True), f"{host}:{port}")
 
     async def _dial(self, peer: NodeId) -> trio.abc.Stream:

@@ -305,6 +305,7 @@ def test_the_longest_names_fit_the_handshake() -> None:
         ("a text of 0", b"".join(frame(1, struct.pack("<4sBBH16s", b"AYPR", 1, 1, 0, CLUSTER) + b"\0\0\1\0b"))),
         ("a text of 129", b"".join(frame(1, struct.pack("<4sBBH16s", b"AYPR", 1, 1, 0, CLUSTER) + b"\x81\0" + b"a" * 140))),
         ("UTF-8", b"".join(frame(1, struct.pack("<4sBBH16s", b"AYPR", 1, 1, 0, CLUSTER) + b"\1\0\xff\1\0b"))),
+        ("printable", b"".join(frame(1, struct.pack("<4sBBH16s", b"AYPR", 1, 1, 0, CLUSTER) + b"\2\0a\n\1\0b"))),
         ("behind the end", b"".join(frame(1, struct.pack("<4sBBH16s", b"AYPR", 1, 1, 0, CLUSTER) + b"\1\0a\1\0b!"))),
         ("before the handshake", wire_bytes(TimeoutNow(1, "a"))),
         ("before the handshake", PING),
