@@ -92,8 +92,8 @@ def _prefixes(values: tuple[str, ...]) -> str | None:
     return f"a path prefix starts with /: {', '.join(map(repr, wrong))}" if wrong else None
 
 
-def _node_id(value: str) -> str | None:
-    return None if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", value) else f"not a node name: {value!r}"
+def _name(value: str) -> str | None:
+    return None if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", value) else f"not a name: {value!r}"
 
 
 def _storage_kind(value: str) -> str | None:
@@ -166,7 +166,7 @@ class StorageConfig:
 class RaftConfig:
     """The consensus module and its driver."""
 
-    node_id: str = setting("node-1", "name of this node, unique in its cluster", check=_node_id)
+    node_id: str = setting("node-1", "name of this node, unique in its cluster", check=_name)
     tick_ms: int = _milliseconds(50, "length of one tick of the consensus clock", at_most=1_000)
     heartbeat_interval_ms: int = _milliseconds(100, "a leader shows itself this often", at_least=10, at_most=60_000)
     election_timeout_ms: int = _milliseconds(1_000, "silence after which a follower asks for votes; >= 5 heartbeats", at_least=50)
@@ -224,7 +224,7 @@ def _bracketed(host: str) -> str:
 class MemberConfig:
     """One node of a cluster: where the other nodes and the clients reach it."""
 
-    id: str = setting(attrs.NOTHING, "its `raft.node_id`; its certificate bears this name", check=_node_id)
+    id: str = setting(attrs.NOTHING, "its `raft.node_id`; its certificate bears this name", check=_name)
     host: str = setting(attrs.NOTHING, "name or address the other nodes call", check=_host)
     raft_port: int = setting(attrs.NOTHING, "port the other nodes call; clients are on the next", at_least=1, at_most=65534)
     http_url: str = setting("", "where clients reach it; empty: `http://host:(raft_port+1)`", check=_url)
@@ -264,7 +264,7 @@ def _twice(values: Iterable[str]) -> str:
 class ClusterConfig:
     """The nodes that keep one log together. Every node is given the same ``nodes``, and its own ``raft.node_id``."""
 
-    name: str = setting("ayder", "name of the cluster; nodes of another one are refused", check=_node_id)
+    name: str = setting("ayder", "name of the cluster; nodes of another one are refused", check=_name)
     nodes: tuple[MemberConfig, ...] = setting((), "tables, one a node; empty: this node is alone", check=_members)
     tls_ca: str = setting("", "PEM file with the authority that signed the certificates of all nodes")
     tls_certificate: str = setting("", "PEM file with the certificate (its name is the node id) shown to the other nodes")

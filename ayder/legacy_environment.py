@@ -240,7 +240,7 @@ def _log_level(present: Mapping[str, str], found: LegacySettings) -> None:
 
 def _name_the_rest(present: Mapping[str, str], honoured: set[str], found: LegacySettings) -> None:
     rest = sorted(name for name in present if WITHOUT_MEANING.fullmatch(name) and name not in honoured)
-    if "RF_HA_NODES" in rest:
-        found.warnings.append("RF_HA_NODES is set, but RF_HA_ENABLED is not 1: this node is alone, not a member of a cluster")
+    if "RF_HA_NODES" in rest or present.get("RF_HA_ENABLED", "0") not in ("0", "1"):
+        found.warnings.append("RF_HA_ENABLED is not exactly 1: this node is alone, not a member of a cluster")
     if rest:
         found.warnings.append(f"these variables of the predecessor have no meaning here and are ignored: {', '.join(rest)}")

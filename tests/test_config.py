@@ -1,5 +1,6 @@
 """Settings: precedence, limits, every mistake at once, the predecessor's names, and the page that documents them."""
 
+import json
 import pathlib
 import tomllib
 
@@ -208,6 +209,157 @@ def test_what_counts_as_loopback(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected
 
 
+# ---- a cluster ----
+
+
+def member(id: str, raft_port: int, **more: object) -> dict[str, object]:
+    return {"id": id, "host": "127.0.0.1", "raft_port": raft_port, **more}
+
+
+THREE = [member("a", 7000), member("b", 7002, http_url="http://127.0.0.1:9000"), member("c", 7004, priority=11)]
+FILES = {"cluster.tls_ca": "ca", "cluster.tls_certificate": "c", "cluster.tls_key": "k"}
+
+
+def of_cluster(nodes: list[dict[str, object]], **flags: str) -> dict[str, str]:
+    return {"cluster.nodes": json.dumps(nodes), "raft.node_id": "a"} | {
+        name.replace("__", "."): text for name, text in flags.items()
+    }
+
+
+def test_a_node_alone_is_no_cluster_and_members_wait_for_a_majority() -> None:
+    cluster = load_config({}, {}, None).cluster
+    assert (cluster.nodes, cluster.write_mode, cluster.redirect_status, cluster.forward) == ((), "sync-majority", 307, False)
+
+
+def test_the_nodes_can_be_written_as_tables_as_toml_and_as_json() -> None:
+    toml = "".join(
+        "[[cluster.nodes]]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in node.items()) for node in THREE
+    )
+    from_file = load_config({"raft.node_id": "a"}, {}, toml)
+    inline = ", ".join(config_report._as_toml(node) for node in from_file.cluster.nodes)
+    from_environment = load_config({"raft.node_id": "a"}, {"AYDER_CLUSTER__NODES": f"[{inline}]"}, None)
+    from_flag = load_config(of_cluster(THREE), {}, None)
+    assert from_file == from_environment == from_flag
+    assert [node.id for node in from_file.cluster.nodes] == ["a", "b", "c"]
+    assert [node.client_url for node in from_file.cluster.nodes] == [
+        "http://127.0.0.1:7001",
+        "http://127.0.0.1:9000",
+        "http://127.0.0.1:7005",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("http_url", "address"),
+    [
+        ("", ("127.0.0.1", 7001)),
+        ("http://127.0.0.9:81", ("127.0.0.9", 81)),
+        ("http://127.0.0.9", ("127.0.0.9", 80)),
+        ("https://ayder.example", ("127.0.0.1", 7001)),
+    ],
+)
+def test_a_member_listens_where_its_entry_says(http_url: str, address: tuple[str, int]) -> None:
+    config = load_config(of_cluster([member("a", 7000, http_url=http_url), *THREE[1:]]), {}, None)
+    assert (config.http.host, config.http.port) == address
+    assert {config.origins["http.host"], config.origins["http.port"]} == {"derived from cluster.nodes"}
+    assert config.warnings == ()
+
+
+def test_a_member_that_serves_tls_itself_listens_where_its_url_says() -> None:
+    nodes = [member("a", 7000, http_url="https://127.0.0.1:8443"), *THREE[1:]]
+    config = load_config(of_cluster(nodes, http__tls_certificate="c", http__tls_key="k"), {}, None)
+    assert config.http.port == 8443
+    (found,) = mistakes(of_cluster(THREE, http__tls_certificate="c", http__tls_key="k"))
+    assert "http_url of a must begin with https://" in found
+
+
+def test_what_was_set_is_not_derived() -> None:
+    config = load_config(of_cluster(THREE), {"AYDER_HTTP__HOST": "::1"}, None)
+    assert (config.http.host, config.origins["http.host"]) == ("::1", "environment AYDER_HTTP__HOST")
+    assert (config.http.port, config.origins["http.port"]) == (7001, "derived from cluster.nodes")
+    config = load_config(of_cluster(THREE, http__port="8080"), {}, None)
+    assert (config.http.port, config.origins["http.port"]) == (8080, "flag")
+    (warning,) = config.warnings
+    assert "listens on port 8080, but the others send clients to http://127.0.0.1:7001" in warning
+
+
+def test_members_on_a_network_need_certificates_and_should_have_tokens() -> None:
+    nodes = [member(name, 7000, host=f"{name}.example") for name in "abc"]
+    (found,) = mistakes(of_cluster(nodes))
+    assert found.startswith("cluster: without tls_ca, tls_certificate and tls_key every node must be on loopback")
+    assert found.endswith("; a.example, b.example, c.example are not")
+    config = load_config(of_cluster(nodes) | FILES, {}, None)
+    assert (config.http.host, config.http.port) == ("a.example", 7001)
+    assert config.auth.tokens == ()
+    assert "each node makes a token of its own" in config.warnings[0]
+    assert load_config(of_cluster(nodes) | FILES, {"RF_BEARER_TOKENS": "x"}, None).warnings == ()
+
+
+@pytest.mark.parametrize("count", [2, 4, 6, 8, 9])
+def test_a_cluster_has_an_odd_number_of_nodes_and_at_most_seven(count: int) -> None:
+    (found,) = mistakes(of_cluster([member(f"n{number}", 7000 + 2 * number) for number in range(count)]))
+    assert found.startswith(f"cluster.nodes: a cluster has 1, 3, 5 or 7 nodes, not {count}: an even number survives no more")
+
+
+@pytest.mark.parametrize("count", [1, 3, 5, 7])
+def test_the_sizes_of_a_cluster(count: int) -> None:
+    nodes = [member("abcdefg"[number], 7000 + 2 * number) for number in range(count)]
+    assert len(load_config(of_cluster(nodes), {}, None).cluster.nodes) == count
+
+
+@pytest.mark.parametrize(
+    ("second", "expected"),
+    [
+        (member("a", 7002), "cluster.nodes: two nodes have one id: a"),
+        (member("b", 7000), "cluster.nodes: one address is used twice"),
+        (member("b", 7001), "cluster.nodes: one address is used twice"),
+        (member("b", 6999), "cluster.nodes: one address is used twice"),
+        (member("b", 7002, http_url="http://127.0.0.1:7001"), "cluster.nodes: one address is used twice"),
+        (member("b", 65535), "cluster.nodes[1].raft_port: must be at most 65534, got 65535 (from flag)"),
+        (member("b", 0), "cluster.nodes[1].raft_port: must be at least 1"),
+        (member("b c", 7002), "cluster.nodes[1].id: not a name: 'b c'"),
+        (member("b", 7002, host="x\r\ny"), "cluster.nodes[1].host: not a host"),
+        (member("b", 7002, host="fe80::1%x\r\ny"), "cluster.nodes[1].host: not a host"),
+        (member("b", 7002, host="0.0.0.0"), "cluster.nodes[1].host: not an address of one machine"),
+        (member("b", 7002, host=""), "cluster.nodes[1].host: not a host"),
+        (member("b", 7002, http_url="http://h/path"), "cluster.nodes[1].http_url: not the URL of a node"),
+        (member("b", 7002, http_url="http://u@h"), "cluster.nodes[1].http_url: not the URL of a node"),
+        (member("b", 7002, http_url="http://h:1\n"), "cluster.nodes[1].http_url: not the URL of a node"),
+        (member("b", 7002, http_url="http://h:99999"), "cluster.nodes[1].http_url: not the URL of a node"),
+        (member("b", 7002, http_url="ftp://h"), "cluster.nodes[1].http_url: not the URL of a node"),
+        (member("b", 7002, colour="red"), "cluster.nodes[1]: no such setting: colour"),
+        ({"id": "b", "host": "::1"}, "cluster.nodes[1].raft_port: is missing"),
+    ],
+)
+def test_an_entry_that_cannot_be_right_is_refused(second: dict[str, object], expected: str) -> None:
+    (found,) = mistakes(of_cluster([THREE[0], second, THREE[2]]))
+    assert found.startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"raft.node_id": "z"}, "raft.node_id: 'z' is not among cluster.nodes (a, b, c)"),
+        ({"cluster.tls_ca": "x"}, "cluster: tls_ca, tls_certificate and tls_key go together: set all or none"),
+        ({"cluster.write_mode": "quorum"}, "cluster.write_mode: must be one of async, sync-majority, sync-all; got 'quorum'"),
+        ({"cluster.redirect_status": "302"}, "cluster.redirect_status: must be one of 307, 308; got 302"),
+        ({"cluster.max_frame_bytes": "8388608"}, "cluster.max_frame_bytes must exceed raft.max_block_bytes"),
+        ({"cluster.name": "a b"}, "cluster.name: not a name"),
+        ({"cluster.nodes": "[{]"}, "cluster.nodes: expected an array of TOML or JSON, got '[{]'"),
+        ({"cluster.nodes": "7"}, "cluster.nodes: expected an array of tables"),
+    ],
+)
+def test_a_cluster_with_a_mistake_is_refused(flags: dict[str, str], expected: str) -> None:
+    (found,) = mistakes(of_cluster(THREE) | flags)
+    assert found.startswith(expected)
+
+
+def test_a_member_says_which_one_it_is_even_when_a_default_would_fit() -> None:
+    """Two machines with one file and no node_id would both be the node of the default name."""
+    nodes = [member("node-1", 7000), *THREE[1:]]
+    assert mistakes({"cluster.nodes": json.dumps(nodes)}) == ["raft.node_id: must say which of cluster.nodes this node is"]
+    assert load_config(of_cluster(nodes) | {"raft.node_id": "node-1"}, {}, None).http.port == 7001
+
+
 # ---- the predecessor's environment ----
 
 
@@ -288,8 +440,9 @@ def test_other_old_names_that_are_honoured() -> None:
 @pytest.mark.parametrize(
     ("environ", "expected"),
     [
-        ({"RF_HA_ENABLED": "1", "RF_HA_NODES": "a,b,c"}, "will not pretend to be a cluster"),  # H-14
-        ({"RF_HA_ENABLED": "1"}, "will not pretend to be a cluster"),
+        ({"RF_HA_ENABLED": "1"}, "RF_HA_ENABLED=1: RF_HA_NODES must name the nodes"),
+        ({"RF_HA_ENABLED": "1", "RF_HA_NODES": "a,b,c"}, "expected id:host:raft_port[:priority], got 'a'"),
+        ({"RF_HA_ENABLED": "1", "RF_HA_NODES": " , "}, "environment RF_HA_NODES: names no node"),
         ({"RF_ROCKET": "1"}, "not in this version"),
         ({"PORT": "http"}, "environment PORT: expected a port"),
         ({"RF_HTTP_PORT": "70000"}, "http.port: must be at most 65535, got 70000 (from environment RF_HTTP_PORT)"),
@@ -299,6 +452,95 @@ def test_other_old_names_that_are_honoured() -> None:
 def test_old_names_that_are_refused(environ: dict[str, str], expected: str) -> None:
     (found,) = mistakes(environ=environ)
     assert expected in found
+
+
+OLD_NODES = "a:127.0.0.1:7000,b:[::1]:7000:20, c:localhost:7010"
+OLD_MEMBER = {"RF_HA_ENABLED": "1", "RF_HA_NODES": OLD_NODES, "RF_HA_NODE_ID": "b"}
+
+
+def test_an_old_cluster_is_a_cluster_here() -> None:
+    environ = OLD_MEMBER | {"RF_HA_SYNC_MODE": "2", "RF_HA_REDIRECT_STATUS": "308", "RF_HA_RETRY_AFTER": "4"}
+    config = load_config({}, environ | {"BP_RETRY_AFTER_SEC": "9", "RF_HTTP_RETRY_AFTER": "8"}, None)
+    found = [(node.id, node.host, node.raft_port, node.priority, node.client_url) for node in config.cluster.nodes]
+    assert found == [
+        ("a", "127.0.0.1", 7000, 10, "http://127.0.0.1:7001"),
+        ("b", "::1", 7000, 20, "http://[::1]:7001"),
+        ("c", "localhost", 7010, 10, "http://localhost:7011"),
+    ]
+    assert (config.raft.node_id, config.http.host, config.http.port) == ("b", "::1", 7001)
+    assert (config.cluster.write_mode, config.cluster.redirect_status, config.http.retry_after_s) == ("sync-all", 308, 4)
+    assert config.origins["cluster.nodes"] == "environment RF_HA_NODES"
+    assert config.warnings == ()
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("0", "async"), ("1", "sync-majority"), ("2", "sync-all")])
+def test_old_write_modes(mode: str, expected: str) -> None:
+    assert load_config({}, OLD_MEMBER | {"RF_HA_SYNC_MODE": mode}, None).cluster.write_mode == expected
+
+
+def test_an_old_member_without_a_name_is_called_like_its_machine() -> None:
+    environ = {name: value for name, value in OLD_MEMBER.items() if name != "RF_HA_NODE_ID"}
+    config = load_config({}, environ | {"HOSTNAME": "a"}, None, host_name="c")
+    assert config.raft.node_id == "c"
+    assert config.origins["raft.node_id"] == "environment RF_HA_NODES (the name of this machine)"
+    assert load_config({}, environ | {"HOSTNAME": "a"}, None).raft.node_id == "a"
+    assert load_config({"raft.node_id": "a"}, environ, None, host_name="elsewhere").raft.node_id == "a"
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"RF_HA_NODE_ID": "d"}, "raft.node_id: 'd' is not among cluster.nodes (a, b, c)"),
+        ({"RF_HA_NODE_ID": "", "HOSTNAME": "d"}, "raft.node_id: 'd' is not among cluster.nodes (a, b, c)"),
+        ({"RF_HA_NODE_ID": "", "RF_HA_NODES": "node-1:::1:7000"}, "expected id:host:raft_port[:priority], got 'node-1:::1:7000'"),
+        ({"RF_HA_NODE_ID": "", "RF_HA_NODES": "node-1:localhost:7000"}, "raft.node_id: must say which of cluster.nodes"),
+    ],
+)
+def test_an_old_member_that_is_not_in_the_list_never_runs_alone(changed: dict[str, str], expected: str) -> None:
+    """Defect H-14 of the predecessor."""
+    (found,) = mistakes(environ=OLD_MEMBER | changed)
+    assert expected in found
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"RF_HA_SYNC_MODE": "3"}, "environment RF_HA_SYNC_MODE: must be 0, 1 or 2, got '3'"),
+        ({"RF_HA_REDIRECT_STATUS": "302"}, "cluster.redirect_status: must be one of 307, 308; got 302"),
+        ({"RF_HA_RETRY_AFTER": "soon"}, "environment RF_HA_RETRY_AFTER: expected a whole number"),
+        ({"RF_HA_TLS": "yes"}, "environment RF_HA_TLS: must be 0 or 1, got 'yes'"),
+        ({"RF_HA_TLS": "1", "RF_HA_TLS_CA": "x"}, "environment RF_HA_TLS=1: RF_HA_TLS_CERT, RF_HA_TLS_KEY must be set"),
+        ({"RF_HA_TLS_CA": "x"}, "cluster: tls_ca, tls_certificate and tls_key go together"),
+        ({"RF_HA_NODES": OLD_NODES.replace("localhost", "c.example")}, "every node must be on loopback; c.example is not"),
+        ({"RF_HA_NODES": OLD_NODES + ",d:localhost:7020"}, "cluster.nodes: a cluster has 1, 3, 5 or 7 nodes, not 4"),
+    ],
+)
+def test_an_old_cluster_with_a_mistake_is_refused(changed: dict[str, str], expected: str) -> None:
+    (found,) = mistakes(environ=OLD_MEMBER | changed)
+    assert expected in found
+
+
+def test_old_names_of_certificates() -> None:
+    files = {"RF_HA_TLS_CA": "ca.pem", "RF_HA_TLS_CERT": "b.pem", "RF_HA_TLS_KEY": "b.key"}
+    cluster = load_config({}, OLD_MEMBER | files | {"RF_HA_TLS": "1"}, None).cluster
+    assert (cluster.tls_ca, cluster.tls_certificate, cluster.tls_key) == ("ca.pem", "b.pem", "b.key")
+    assert load_config({}, OLD_MEMBER | files, None).cluster == cluster
+    assert load_config({}, OLD_MEMBER | files | {"RF_HA_TLS": "0"}, None).cluster.tls_ca == ""
+
+
+@pytest.mark.parametrize("enabled", ["0", "true", "2", ""])
+def test_only_exactly_1_makes_an_old_node_a_member_and_the_others_are_told(enabled: str) -> None:
+    config = load_config({}, OLD_MEMBER | {"RF_HA_ENABLED": enabled, "RF_HA_TLS": "1", "RF_HA_SYNC_MODE": "9"}, None)
+    assert config.cluster == Config().cluster
+    alone, ignored = config.warnings
+    assert "this node is alone, not a member of a cluster" in alone
+    assert ignored.endswith("ignored: RF_HA_NODES, RF_HA_SYNC_MODE, RF_HA_TLS")
+
+
+def test_old_names_that_mean_nothing_in_a_cluster_are_warned_about() -> None:
+    environ = OLD_MEMBER | {"RF_HA_BOOTSTRAP_LEADER": "1", "RF_HA_WRITE_CONCERN": "2", "RF_HA_DEDICATED_WORKER": "0"}
+    (warning,) = load_config({}, environ, None).warnings
+    assert warning.endswith("ignored: RF_HA_BOOTSTRAP_LEADER, RF_HA_DEDICATED_WORKER, RF_HA_WRITE_CONCERN")
 
 
 def test_old_names_without_meaning_are_named_in_one_warning() -> None:
@@ -324,6 +566,7 @@ def test_the_page_shows_the_settings_as_they_are() -> None:
     assert config_report.rewrite_tables(page) == page, "stale: run `make docs`"
     for section, attribute in settings():
         assert f"| `{attribute.name}` |" in page, section
+    assert "| `raft_port` | (required) | 1 … 65534 |" in page
 
 
 def test_every_setting_says_what_it_is_and_ends_with_its_unit() -> None:
@@ -339,3 +582,10 @@ def test_the_listing_is_toml_and_reads_back_as_the_same_settings() -> None:
     again = load_config({}, {}, "\n".join(listing))
     assert again == config
     assert tomllib.loads("\n".join(listing))["raft"]["node_id"] == "n-7"
+
+
+def test_the_listing_of_a_member_reads_back_too() -> None:
+    config = load_config(of_cluster(THREE), {}, None)
+    listing = [line for line in config_report.effective_settings(config) if not line.startswith("auth.tokens")]
+    assert load_config({}, {}, "\n".join(listing)) == config
+    assert "http.port = 7001  # derived from cluster.nodes" in listing
