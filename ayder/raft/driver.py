@@ -225,11 +225,12 @@ class Driver:
     # -- for the peers' streams -----------------------------------------------------------------------------------
     async def receive(self, peer: NodeId, message: Message) -> None:
         """A message arrived. Waits while more is received than the disk takes: that is the sender's backpressure."""
-        del peer  # every message names its sender
         if isinstance(message, AppendEntries):
             self._unwritten_bytes += sum(len(entry.payload) for entry in message.entries)
         self.consensus.step(message)
         self.advance()
+        if self.network is not None and self.consensus.role is Role.LEADER:
+            self.network.wake(peer)  # what it said may make room for more, or ask for another place
         self.poke()
         while self._unwritten_bytes > _MAX_UNWRITTEN_BYTES:
             await self._written.wait()
@@ -288,6 +289,7 @@ class Driver:
             due = max(due + self._tick_s, now)
             self.consensus.tick()
             self.advance()
+            self._wake_followers()
             self._source.expire(time.monotonic_ns())
             self._ticked = True
             self.poke()
@@ -404,7 +406,6 @@ class Driver:
         self._notice_standing()
         if self.network is not None:
             self._send(consensus.take_messages())
-            self._wake_followers()
             for read in consensus.take_reads():
                 barrier = self._reads.get(read.token)
                 if barrier is not None:
@@ -433,6 +434,7 @@ class Driver:
             logger.info("standing", extra={"term": standing[0], "role": standing[1].value, "leader": standing[2]})
         if self.standing_changed is not None:
             self.standing_changed()
+        self._wake_followers()
         if before[1] is Role.LEADER and (standing[0] != before[0] or standing[1] is not Role.LEADER):
             self.ready = False
             self._source.leadership_lost()
