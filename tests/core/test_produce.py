@@ -358,6 +358,22 @@ async def test_full_disk_refuses_surely_and_later_takes_again() -> None:
         assert await values(client) == [b"x"]
 
 
+async def test_the_wait_of_a_caller_bounds_the_creation_of_his_topic_too() -> None:
+    async with running() as client:
+        waits: list[object] = []
+        execute = client.node.broker.execute
+
+        async def watched(command: Any, *, timeout_ms: int | None = None) -> Any:
+            waits.append(timeout_ms)
+            return await execute(command, timeout_ms=timeout_ms)
+
+        client.node.broker.execute = watched  # type: ignore[method-assign]
+        await client.post("/broker/topics/a/produce?timeout_ms=1234", b"x")
+        await client.post("/broker/topics/b/produce-ndjson?timeout_ms=2345", b"x")
+        await client.post("/broker/topics/c/produce", b"x")
+        assert waits == [1234, 2345, None]
+
+
 async def test_overload_is_refused_before_anything_is_stored() -> None:
     async with running(raft__max_queued_bytes=9 << 20) as client:
         await with_topic(client)
