@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 import trio
 
+from ayder.checkpoint import Snapshot
 from ayder.commands import BLOCK_HEADER_BYTES, Command, CreateTopic, Retention
 from ayder.config import Config
 from ayder.entries import LogEntry, LogIndex, Placement
@@ -39,7 +40,7 @@ class SegmentEnd:
 
     __slots__ = ("applied_index", "end_offsets", "segment_id", "state")
 
-    def __init__(self, segment_id: int, applied_index: LogIndex, state: bytes, end_offsets: dict[int, int]) -> None:
+    def __init__(self, segment_id: int, applied_index: LogIndex, state: Snapshot, end_offsets: dict[int, int]) -> None:
         self.segment_id = segment_id
         self.applied_index = applied_index
         self.state = state
@@ -299,7 +300,7 @@ class Broker:
     def _begin_segment(self, segment_id: int) -> None:
         if self._segment_id is not None:
             self.segment_ends.append(
-                SegmentEnd(self._segment_id, self.state.applied_index, self.state.capture(), self.state.end_offsets())
+                SegmentEnd(self._segment_id, self.state.applied_index, self.state.snapshot(), self.state.end_offsets())
             )
             self.segment_ended.set()
         self._segment_id = segment_id

@@ -13,13 +13,14 @@ footer or the entries to rebuild it from; one collection runs at a time.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from functools import partial
 
 import attrs
 import trio
 
-from ayder.broker import Broker
+from ayder.broker import Broker, SegmentEnd
 from ayder.commands import Retention, TrimPartition, TrimPartitions
 from ayder.entries import LogIndex
 from ayder.errors import AyderError
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 _COLLECT_INTERVAL_S = 10.0
 _FULL_RETRY_S = 1.0
 _MAX_TRIMS = 1000
+_ENCODING_PAUSE_S = 0.001
 
 
 @attrs.frozen(slots=True)
@@ -105,9 +107,13 @@ class LogCleaner:
         if self._is_unsealed(end.segment_id):
             await trio.to_thread.run_sync(self._store.seal, end.segment_id, end.end_offsets)
         if len(ends) == 1:  # else a newer state is about to be written
-            await trio.to_thread.run_sync(self._checkpoints.write, end.applied_index, end.state)
+            await trio.to_thread.run_sync(self._write_checkpoint, end)
             self.collectable_index, self._checkpoint_index = self._checkpoint_index, end.applied_index
         ends.popleft()
+
+    def _write_checkpoint(self, end: SegmentEnd) -> None:
+        """In a worker, which rests between two pieces: encoding holds the interpreter, and the event loop waits for it."""
+        self._checkpoints.write(end.applied_index, end.state.encode(partial(time.sleep, _ENCODING_PAUSE_S)))
 
     def _is_unsealed(self, segment_id: int) -> bool:
         return any(info.segment_id == segment_id and not info.sealed for info in self._store.segments())
