@@ -33,6 +33,8 @@ from ayder.topics import Topic, partition_for_key
 __all__ = ["Broker", "SegmentEnd"]
 
 _BLOCK_SLACK_BYTES = 64
+_SEALED = b'"sealed":true,"durable":true,"mode":"sealed","synced":true'
+_IN_MEMORY = b'"sealed":false,"durable":false,"mode":"memory","synced":null'
 
 
 class SegmentEnd:
@@ -82,6 +84,8 @@ class Broker:
         self.retention_due = trio.Event()
         self.size_limits: dict[int, int] = {}
         """Partitions with a size limit, kept by the log cleaner: exceeding one wakes it at once."""
+        self.claims = _SEALED if store.survives_restart else _IN_MEMORY
+        """What a receipt says of the durability reached, as JSON fields: computed from the store, never from a request."""
         self.shutting_down = False
         self._driver: Driver | None = None
         self._segment_id: int | None = None

@@ -23,7 +23,7 @@ import trio
 from ayder.broker import Broker, SegmentEnd
 from ayder.commands import Retention, TrimPartition, TrimPartitions
 from ayder.entries import LogIndex
-from ayder.errors import AyderError
+from ayder.errors import AyderError, CorruptLog
 from ayder.partition import Partition
 from ayder.runs import Run
 from ayder.storage.interface import CheckpointStore, LogStore, StorageFull
@@ -186,12 +186,22 @@ class LogCleaner:
         """In a worker: where each partition's log start must move to."""
         trims = []
         for limit in due:
-            offset, bytes_before = self._after_horizon(limit)
-            if limit.max_bytes and limit.bytes_taken - bytes_before > limit.max_bytes:
-                offset, bytes_before = self._within_size(limit)
+            try:
+                offset, bytes_before = self._target(limit)
+            except CorruptLog as damage:  # the reader of those records is told; the rest of the node goes on
+                logger.error(
+                    "retention met damage and leaves the partition as it is", extra={"uid": limit.uid, "damage": str(damage)}
+                )
+                continue
             if offset > limit.log_start_offset:
                 trims.append(TrimPartition(limit.uid, offset, bytes_before))
         return trims
+
+    def _target(self, limit: _Limit) -> tuple[int, int]:
+        offset, bytes_before = self._after_horizon(limit)
+        if limit.max_bytes and limit.bytes_taken - bytes_before > limit.max_bytes:
+            return self._within_size(limit)
+        return offset, bytes_before
 
     def _after_horizon(self, limit: _Limit) -> tuple[int, int]:
         before_start = limit.bytes_taken - limit.retained_bytes

@@ -103,10 +103,11 @@ class _Receipt(Deferred):
             head = b'{"ok":true,"first_offset":%d,"count":%d,' % (base_offset, count)
         else:
             head = b'{"ok":true,"offset":%d,' % base_offset
-        body = b'%b"partition":%d,"batch_id":%d,"sealed":true,"durable":true,"mode":"sealed","synced":true,"duplicate":%b}' % (
+        body = b'%b"partition":%d,"batch_id":%d,%b,"duplicate":%b}' % (
             head,
             self._partition,
             log_index,
+            self._context.broker.claims,
             b"true" if duplicate else b"false",
         )
         if self._options.plain:
@@ -361,10 +362,7 @@ class _BatchReceipt(Deferred):
             "count": count,
             "partition": first["partition"],
             "batch_id": log_index,
-            "sealed": True,
-            "durable": True,
-            "mode": "sealed",
-            "synced": True,
+            **msgspec.json.decode(b"{%b}" % self._context.broker.claims),
             "duplicate": all(each["duplicate"] for each in self._results),
             "results": self._results,
         }
