@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 import trio
 
+from ayder.checkpoint import Snapshot
 from ayder.commands import BLOCK_HEADER_BYTES, Command, CreateTopic, Retention
 from ayder.config import Config
 from ayder.entries import LogEntry, LogIndex, Placement
@@ -32,6 +33,8 @@ from ayder.topics import Topic, partition_for_key
 __all__ = ["Broker", "SegmentEnd"]
 
 _BLOCK_SLACK_BYTES = 64
+_SEALED = b'"sealed":true,"durable":true,"mode":"sealed","synced":true'
+_IN_MEMORY = b'"sealed":false,"durable":false,"mode":"memory","synced":null'
 
 
 class SegmentEnd:
@@ -39,7 +42,7 @@ class SegmentEnd:
 
     __slots__ = ("applied_index", "end_offsets", "segment_id", "state")
 
-    def __init__(self, segment_id: int, applied_index: LogIndex, state: bytes, end_offsets: dict[int, int]) -> None:
+    def __init__(self, segment_id: int, applied_index: LogIndex, state: Snapshot, end_offsets: dict[int, int]) -> None:
         self.segment_id = segment_id
         self.applied_index = applied_index
         self.state = state
@@ -81,6 +84,8 @@ class Broker:
         self.retention_due = trio.Event()
         self.size_limits: dict[int, int] = {}
         """Partitions with a size limit, kept by the log cleaner: exceeding one wakes it at once."""
+        self.claims = _SEALED if store.survives_restart else _IN_MEMORY
+        """What a receipt says of the durability reached, as JSON fields: computed from the store, never from a request."""
         self.shutting_down = False
         self.client_urls: dict[str, str] = {}
         """Where clients reach each member; from the configuration only."""
@@ -327,7 +332,7 @@ class Broker:
     def _begin_segment(self, segment_id: int) -> None:
         if self._segment_id is not None:
             self.segment_ends.append(
-                SegmentEnd(self._segment_id, self.state.applied_index, self.state.capture(), self.state.end_offsets())
+                SegmentEnd(self._segment_id, self.state.applied_index, self.state.snapshot(), self.state.end_offsets())
             )
             self.segment_ended.set()
         self._segment_id = segment_id

@@ -7,6 +7,8 @@ every node builds it in log order.
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -18,14 +20,14 @@ from ayder.partition import IdempotencyWindow, Partition, Seen
 from ayder.records import TopicId, partition_uid
 from ayder.topics import Topic, TopicCatalogue
 
-__all__ = ["StateImage", "catalogue_of", "decode_image", "encode_image", "groups_of", "image_of"]
+__all__ = ["Snapshot", "StateImage", "catalogue_of", "decode_image", "groups_of", "snapshot"]
 
 IMAGE_VERSION: Final = 1
 _MAGIC: Final = b"AYSTATE"
 
 
-class PartitionImage(msgspec.Struct, array_like=True, frozen=True):
-    """One partition's counters and its idempotency window, oldest key first."""
+class PartitionImage(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One partition's counters and its idempotency window, oldest key first (the last field: see ``Snapshot``)."""
 
     next_offset: int
     log_start_offset: int
@@ -64,11 +66,73 @@ class StateImage(msgspec.Struct, array_like=True, frozen=True):
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(StateImage)
+_ARRAY: Final = (0x90, 0xDC)
+_MAP: Final = (0x80, 0xDE)
+_PAUSE_BYTES: Final = 64 << 10
 
 
-def encode_image(image: StateImage) -> bytes:
-    """A magic word, a version byte and the image as MessagePack."""
-    return _MAGIC + bytes((IMAGE_VERSION,)) + _encoder.encode(image)
+class Snapshot:
+    """The state as it was at one index, for a worker to encode while the state goes on.
+
+    Taking one costs one small object a partition and nothing per idempotency key: the generations of the windows are shared.
+    """
+
+    __slots__ = ("_groups", "_image", "_topics")
+
+    def __init__(self, image: StateImage, topics: Sequence[Topic], groups: ConsumerGroups) -> None:
+        """``image`` is without topics and groups: they are taken from the living state."""
+        self._image = _without_tail(image, 2)
+        self._topics = [
+            (
+                _topic_head(topic),
+                [(_partition_image(partition), partition.window.generations()) for partition in topic.partitions],
+            )
+            for topic in topics
+        ]
+        self._groups = _encoder.encode(groups.committed)
+
+    def encode(self, pause: Callable[[], None] = lambda: None) -> bytes:
+        """A magic word, a version byte and the image as MessagePack; ``pause`` is called after every 64 KiB or so."""
+        pieces = []
+        since_pause = 0
+        for piece in self._pieces():
+            pieces.append(piece)
+            since_pause += len(piece)
+            if since_pause >= _PAUSE_BYTES:
+                since_pause = 0
+                pause()
+        return b"".join(pieces)
+
+    def _pieces(self) -> Iterator[bytes]:
+        yield _MAGIC + bytes((IMAGE_VERSION,)) + self._image + _head(_ARRAY, len(self._topics))
+        for topic, partitions in self._topics:
+            yield topic + _head(_ARRAY, len(partitions))
+            for image, generations in partitions:
+                yield _without_tail(image, 1) + _head(_MAP, sum(map(len, generations)))
+                for generation in generations:
+                    yield _encoder.encode(generation)[len(_head(_MAP, len(generation))) :]
+        yield self._groups
+
+
+def snapshot(
+    catalogue: TopicCatalogue, groups: ConsumerGroups, *, index: int, term: int, log_time_ms: int, state_hash: bytes
+) -> Snapshot:
+    """The living state at this moment; it encodes to what a ``StateImage`` of it would, byte for byte."""
+    facts = (index, term, log_time_ms, state_hash, catalogue.next_topic_id, catalogue.default_retention)
+    return Snapshot(StateImage(*facts, topics=[], groups={}), list(catalogue.by_id.values()), groups)
+
+
+def _without_tail(image: msgspec.Struct, empty: int) -> bytes:
+    """An image encoded without its last ``empty`` fields, which are empty: one byte each."""
+    return _encoder.encode(image)[:-empty]
+
+
+def _head(kind: tuple[int, int], count: int) -> bytes:
+    """What stands before the elements of a MessagePack array or map, as short as can be."""
+    fixed, wide = kind
+    if count < 16:
+        return bytes((fixed | count,))
+    return struct.pack(">BH", wide, count) if count < 1 << 16 else struct.pack(">BI", wide + 1, count)
 
 
 def decode_image(data: bytes) -> StateImage:
@@ -81,39 +145,28 @@ def decode_image(data: bytes) -> StateImage:
         raise CorruptLog(f"a checkpoint cannot be read: {error}") from error
 
 
-def image_of(
-    catalogue: TopicCatalogue, groups: ConsumerGroups, *, index: int, term: int, log_time_ms: int, state_hash: bytes
-) -> StateImage:
-    """Copy the living state into an image. Cost: one small object a partition, one a remembered key is shared, not copied."""
-    return StateImage(
-        index,
-        term,
-        log_time_ms,
-        state_hash,
-        catalogue.next_topic_id,
-        catalogue.default_retention,
-        [_topic_image(topic) for topic in catalogue.by_id.values()],
-        groups.committed,
+def _topic_head(topic: Topic) -> bytes:
+    """A topic's image up to its partitions."""
+    return _without_tail(
+        TopicImage(
+            topic.topic_id,
+            topic.name,
+            topic.storage,
+            topic.write_mode,
+            topic.retention,
+            topic.partition_retention,
+            topic.idempotency_window_entries,
+            topic.idempotency_window_ms,
+            topic.created_index,
+            partitions=[],
+        ),
+        1,
     )
 
 
-def _topic_image(topic: Topic) -> TopicImage:
-    partitions = [
-        PartitionImage(p.next_offset, p.log_start_offset, p.bytes_taken, p.bytes_before_start, p.window.seen)
-        for p in topic.partitions
-    ]
-    return TopicImage(
-        topic.topic_id,
-        topic.name,
-        topic.storage,
-        topic.write_mode,
-        topic.retention,
-        topic.partition_retention,
-        topic.idempotency_window_entries,
-        topic.idempotency_window_ms,
-        topic.created_index,
-        partitions,
-    )
+def _partition_image(p: Partition) -> PartitionImage:
+    """Without its window."""
+    return PartitionImage(p.next_offset, p.log_start_offset, p.bytes_taken, p.bytes_before_start, {})
 
 
 def catalogue_of(image: StateImage) -> TopicCatalogue:

@@ -170,7 +170,9 @@ class RaftConfig:
     tick_ms: int = _milliseconds(50, "length of one tick of the consensus clock", at_most=1_000)
     heartbeat_interval_ms: int = _milliseconds(100, "a leader shows itself this often", at_least=10, at_most=60_000)
     election_timeout_ms: int = _milliseconds(1_000, "silence after which a follower asks for votes; >= 5 heartbeats", at_least=50)
-    max_block_bytes: int = _bytes(4 * MIB, "a block closes at this size; one larger command is a block alone", at_least=64 * KIB)
+    max_block_bytes: int = _bytes(
+        4 * MIB, "a block closes at this size; one larger command is a block alone", at_least=64 * KIB, at_most=1 << 30
+    )
     max_queued_bytes: int = _bytes(32 * MIB, "proposals waiting for the disk; beyond it 503", at_least=MIB)
 
     def __attrs_post_init__(self) -> None:
@@ -308,7 +310,7 @@ class TopicsConfig:
     )
     max_batch_records: int = _count(10_000, "most records in one produce call; beyond it 413")
     max_key_bytes: int = _bytes(4 * KIB, "longest record key", at_most=MIB)
-    max_idempotency_key_bytes: int = _bytes(512, "longest idempotency key", at_most=64 * KIB)
+    max_idempotency_key_bytes: int = _bytes(512, "longest idempotency key", at_most=32 * KIB)
     max_headers_per_record: int = _count(64, "most headers of one record", at_least=0, at_most=1_024)
     retention_check_ms: int = _milliseconds(100, "how often retention by time and size is enforced", at_least=10)
     default_storage: str = setting("sealed", "storage of a topic created without one", check=_storage_kind)

@@ -13,16 +13,17 @@ footer or the entries to rebuild it from; one collection runs at a time.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from functools import partial
 
 import attrs
 import trio
 
-from ayder.broker import Broker
+from ayder.broker import Broker, SegmentEnd
 from ayder.commands import Retention, TrimPartition, TrimPartitions
 from ayder.entries import LogIndex
-from ayder.errors import AyderError
+from ayder.errors import AyderError, CorruptLog
 from ayder.partition import Partition
 from ayder.runs import Run
 from ayder.storage.interface import CheckpointStore, LogStore, StorageFull
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 _COLLECT_INTERVAL_S = 10.0
 _FULL_RETRY_S = 1.0
 _MAX_TRIMS = 1000
+_ENCODING_PAUSE_S = 0.001
 
 
 @attrs.frozen(slots=True)
@@ -105,9 +107,13 @@ class LogCleaner:
         if self._is_unsealed(end.segment_id):
             await trio.to_thread.run_sync(self._store.seal, end.segment_id, end.end_offsets)
         if len(ends) == 1:  # else a newer state is about to be written
-            await trio.to_thread.run_sync(self._checkpoints.write, end.applied_index, end.state)
+            await trio.to_thread.run_sync(self._write_checkpoint, end)
             self.collectable_index, self._checkpoint_index = self._checkpoint_index, end.applied_index
         ends.popleft()
+
+    def _write_checkpoint(self, end: SegmentEnd) -> None:
+        """In a worker, which rests between two pieces: encoding holds the interpreter, and the event loop waits for it."""
+        self._checkpoints.write(end.applied_index, end.state.encode(partial(time.sleep, _ENCODING_PAUSE_S)))
 
     def _is_unsealed(self, segment_id: int) -> bool:
         return any(info.segment_id == segment_id and not info.sealed for info in self._store.segments())
@@ -182,12 +188,22 @@ class LogCleaner:
         """In a worker: where each partition's log start must move to."""
         trims = []
         for limit in due:
-            offset, bytes_before = self._after_horizon(limit)
-            if limit.max_bytes and limit.bytes_taken - bytes_before > limit.max_bytes:
-                offset, bytes_before = self._within_size(limit)
+            try:
+                offset, bytes_before = self._target(limit)
+            except CorruptLog as damage:  # the reader of those records is told; the rest of the node goes on
+                logger.error(
+                    "retention met damage and leaves the partition as it is", extra={"uid": limit.uid, "damage": str(damage)}
+                )
+                continue
             if offset > limit.log_start_offset:
                 trims.append(TrimPartition(limit.uid, offset, bytes_before))
         return trims
+
+    def _target(self, limit: _Limit) -> tuple[int, int]:
+        offset, bytes_before = self._after_horizon(limit)
+        if limit.max_bytes and limit.bytes_taken - bytes_before > limit.max_bytes:
+            return self._within_size(limit)
+        return offset, bytes_before
 
     def _after_horizon(self, limit: _Limit) -> tuple[int, int]:
         before_start = limit.bytes_taken - limit.retained_bytes

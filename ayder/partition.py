@@ -9,7 +9,7 @@ back; eviction from the window depends on the log alone, so every node forgets t
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from itertools import islice
 
 import attrs
 import msgspec
@@ -17,8 +17,8 @@ import msgspec
 __all__ = ["IdempotencyWindow", "Partition", "Seen"]
 
 
-class Seen(msgspec.Struct, array_like=True, frozen=True):
-    """The first use of an idempotency key: what a duplicate is answered with."""
+class Seen(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """The first use of an idempotency key: what a duplicate is answered with. A million of them must not slow the collector."""
 
     base_offset: int
     count: int
@@ -29,33 +29,82 @@ class Seen(msgspec.Struct, array_like=True, frozen=True):
     """For a batch over several partitions: base offset and count of each of its runs."""
 
 
-@attrs.define(slots=True, eq=False)
 class IdempotencyWindow:
     """The keys of the last ``entries`` idempotent requests, none older than ``window_ms`` of log time (I-2).
 
     The full key and a 128-bit digest of the body are kept: no identity by hash (I-1).
+
+    Keys lie in generations, oldest first. Only the oldest, which is being emptied, and the newest, which is being filled, ever
+    change; a capture of the state shares the others, so that it costs no work per key (``generations``).
     """
 
-    entries: int
-    window_ms: int
-    seen: dict[bytes, Seen] = attrs.field(factory=dict)
-    """In order of first use: the oldest is the first to go. A plain ``dict`` would search for it through all that went before."""
+    __slots__ = ("_count", "_generation_entries", "_leaving", "_newest", "_order", "_settled", "entries", "window_ms")
+
+    def __init__(self, entries: int, window_ms: int, seen: dict[bytes, Seen] | None = None) -> None:
+        """``seen``: what it holds already, oldest first."""
+        self.entries = entries
+        self.window_ms = window_ms
+        self._generation_entries = max(entries // 8, 1)
+        self._leaving: dict[bytes, Seen] = {}
+        self._order: list[bytes] = []
+        """Keys of ``_leaving``, the oldest last. A ``dict`` alone would search for it through all that went before."""
+        self._settled: tuple[dict[bytes, Seen], ...] = ()
+        self._newest: dict[bytes, Seen] = {}
+        self._count = len(seen or ())
+        items = iter((seen or {}).items())
+        while generation := dict(islice(items, self._generation_entries)):
+            self._settled += (generation,)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def generations(self) -> tuple[dict[bytes, Seen], ...]:
+        """All keys with their first use, in order of first use; what is handed out never changes."""
+        if not self._count:
+            return ()
+        if self._count == len(self._newest):
+            return (self._newest.copy(),)
+        return tuple(filter(None, (self._leaving.copy(), *self._settled, self._newest.copy())))
 
     def find(self, key: bytes, now_ms: int) -> Seen | None:
         """The first use of ``key``, if it is still inside the window at log time ``now_ms``."""
-        found = self.seen.get(key)
+        found = self._newest.get(key) or self._leaving.get(key)
+        if found is None:
+            for generation in self._settled:
+                if (found := generation.get(key)) is not None:
+                    break
         return None if found is None or found.log_time_ms < now_ms - self.window_ms else found
 
     def add(self, key: bytes, first: Seen) -> None:
-        """Remember a first use and forget what has left the window."""
-        seen = self.seen
-        if not isinstance(seen, OrderedDict):  # made late: most partitions never see a key
-            seen = self.seen = OrderedDict(seen)
-        seen.pop(key, None)
-        seen[key] = first
+        """Remember a first use (``find`` gave none) and forget what has left the window."""
         horizon = first.log_time_ms - self.window_ms
-        while len(seen) > self.entries or next(iter(seen.values())).log_time_ms < horizon:
-            seen.popitem(last=False)
+        while self._count and (self._count >= self.entries or self._oldest().log_time_ms < horizon):
+            self._forget_oldest()
+        self._newest[key] = first
+        self._count += 1
+        if len(self._newest) >= self._generation_entries:
+            self._settled += (self._newest,)
+            self._newest = {}
+
+    def _oldest(self) -> Seen:
+        if not self._order:
+            self._begin_generation()
+        return self._leaving[self._order[-1]]
+
+    def _forget_oldest(self) -> None:
+        if not self._order:
+            self._begin_generation()
+        del self._leaving[self._order.pop()]
+        self._count -= 1
+
+    def _begin_generation(self) -> None:
+        """The oldest generation is the next to be emptied: a copy, because a capture may share it."""
+        if self._settled:
+            self._leaving, self._settled = self._settled[0].copy(), self._settled[1:]
+        else:
+            self._leaving, self._newest = self._newest, {}
+        self._order = list(self._leaving)
+        self._order.reverse()
 
 
 @attrs.define(slots=True, eq=False)

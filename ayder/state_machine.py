@@ -16,7 +16,7 @@ import struct
 from array import array
 from typing import NamedTuple, Protocol
 
-from ayder.checkpoint import catalogue_of, decode_image, encode_image, groups_of, image_of
+from ayder.checkpoint import Snapshot, catalogue_of, decode_image, groups_of, snapshot
 from ayder.commands import (
     BatchHead,
     Command,
@@ -131,18 +131,20 @@ class StateMachine:
         """Moves when topics or retention policies change: what is derived from them is stale."""
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
+    def snapshot(self) -> Snapshot:
+        """The state at ``applied_index``, for a checkpoint: cheap to take, and encoded elsewhere while this one goes on."""
+        return snapshot(
+            self.catalogue,
+            self.groups,
+            index=self.applied_index,
+            term=self.applied_term,
+            log_time_ms=self.log_time_ms,
+            state_hash=self.state_hash,
+        )
+
     def capture(self) -> bytes:
         """The state at ``applied_index`` as checkpoint bytes."""
-        return encode_image(
-            image_of(
-                self.catalogue,
-                self.groups,
-                index=self.applied_index,
-                term=self.applied_term,
-                log_time_ms=self.log_time_ms,
-                state_hash=self.state_hash,
-            )
-        )
+        return self.snapshot().encode()
 
     def restore(self, data: bytes) -> None:
         """Become the state a checkpoint holds. Raises ``CorruptLog``."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
+from functools import partial
 
 import attrs
 import msgspec
@@ -102,10 +103,11 @@ class _Receipt(Deferred):
             head = b'{"ok":true,"first_offset":%d,"count":%d,' % (base_offset, count)
         else:
             head = b'{"ok":true,"offset":%d,' % base_offset
-        body = b'%b"partition":%d,"batch_id":%d,"sealed":true,"durable":true,"mode":"sealed","synced":true,"duplicate":%b}' % (
+        body = b'%b"partition":%d,"batch_id":%d,%b,"duplicate":%b}' % (
             head,
             self._partition,
             log_index,
+            self._context.broker.claims,
             b"true" if duplicate else b"false",
         )
         if self._options.plain:
@@ -182,8 +184,9 @@ def produce(context: Context, request: Request, parameters: tuple[bytes, ...]) -
     topic = context.broker.state.catalogue.by_name.get(prepared.topic)
     if topic is not None:
         return _submit_one(context, prepared, topic, request.body)
-    asked = prepared.options.partition
-    return _create_first(context, prepared.topic, lambda created: _submit_one(context, prepared, created, request.body), asked)
+    options = prepared.options
+    submit = partial(_submit_one, context, prepared, value=request.body)
+    return _create_first(context, prepared.topic, submit, options, options.partition)
 
 
 def _prepare(context: Context, request: Request, parameters: tuple[bytes, ...]) -> _Prepared:
@@ -242,14 +245,18 @@ def _partition(broker: Broker, topic: Topic, asked: int | None, key: bytes, idem
 
 
 # -- topics that are not there yet --------------------------------------------------------------------------------
-def _with_topic(context: Context, raw_name: bytes, submit: Callable[[Topic], Deferred], asked: int | None) -> Answer:
+def _with_topic(
+    context: Context, raw_name: bytes, submit: Callable[[Topic], Deferred], options: _Options, asked: int | None
+) -> Answer:
     """Submit at once if the topic exists; else create it first. ``asked`` is the highest partition the request names."""
     name = raw_name.decode("utf-8", "replace")
     topic = context.broker.state.catalogue.by_name.get(name)
-    return submit(topic) if topic is not None else _create_first(context, name, submit, asked)
+    return submit(topic) if topic is not None else _create_first(context, name, submit, options, asked)
 
 
-def _create_first(context: Context, raw_name: str, submit: Callable[[Topic], Deferred], asked: int | None) -> Answer:
+def _create_first(
+    context: Context, raw_name: str, submit: Callable[[Topic], Deferred], options: _Options, asked: int | None
+) -> Answer:
     """Create the topic, as producing always has, then submit. A request that must fail then creates nothing."""
     name = check_name("topic", raw_name)
     if not context.config.topics.auto_create:
@@ -262,14 +269,14 @@ def _create_first(context: Context, raw_name: str, submit: Callable[[Topic], Def
             topic=name,
             partition=asked,
         )
-    return Work(lambda: _create_then(context, name, submit))
+    return Work(lambda: _create_then(context, name, submit, options.timeout_ns // 1_000_000 or None))
 
 
-async def _create_then(context: Context, name: str, submit: Callable[[Topic], Deferred]) -> Response:
+async def _create_then(context: Context, name: str, submit: Callable[[Topic], Deferred], timeout_ms: int | None) -> Response:
     if name not in context.broker.state.catalogue.by_name:
         command = context.broker.creation_of(name, context.config.topics.default_partitions)
         try:
-            await context.broker.execute(command)
+            await context.broker.execute(command, timeout_ms=timeout_ms)
         except AyderError as error:
             if error.code is not ErrorCode.TOPIC_EXISTS:  # somebody else created it meanwhile, with another count: fine
                 raise
@@ -301,7 +308,7 @@ def produce_ndjson(context: Context, request: Request, parameters: tuple[bytes, 
         broker.produce_run(topic.partitions[number].uid, run, receipt)
         return receipt
 
-    return _with_topic(context, parameters[0], submit, options.partition)
+    return _with_topic(context, parameters[0], submit, options, options.partition)
 
 
 class _PartReceipt:
@@ -355,10 +362,7 @@ class _BatchReceipt(Deferred):
             "count": count,
             "partition": first["partition"],
             "batch_id": log_index,
-            "sealed": True,
-            "durable": True,
-            "mode": "sealed",
-            "synced": True,
+            **msgspec.json.decode(b"{%b}" % self._context.broker.claims),
             "duplicate": all(each["duplicate"] for each in self._results),
             "results": self._results,
         }
@@ -392,7 +396,7 @@ def _produce_typed(context: Context, request: Request, parameters: tuple[bytes, 
         return receipt
 
     asked = [options.partition if number is None else number for _, number in records]
-    return _with_topic(context, parameters[0], submit, _out_of_place(asked))
+    return _with_topic(context, parameters[0], submit, options, _out_of_place(asked))
 
 
 def _out_of_place(asked: list[int | None]) -> int | None:

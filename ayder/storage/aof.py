@@ -163,6 +163,11 @@ class AofLogStore:
         return self._meta.state.cluster_id
 
     @property
+    def survives_restart(self) -> bool:
+        """See ``LogStore.survives_restart``."""
+        return True
+
+    @property
     def first_index(self) -> LogIndex:
         """See ``LogStore.first_index``."""
         return self._views.current.whole_from

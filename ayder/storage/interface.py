@@ -70,6 +70,11 @@ class LogStore(Protocol):
 
     # -- memory ---------------------------------------------------------------------------------------------------
     @property
+    def survives_restart(self) -> bool:
+        """Whether what ``append`` returned for is still there after the process ended: what a receipt may claim (D-1)."""
+        ...
+
+    @property
     def first_index(self) -> LogIndex:
         """The oldest index from which the log is whole; ``last_index + 1`` when it is empty."""
         ...

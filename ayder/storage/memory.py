@@ -138,6 +138,11 @@ class MemoryLogStore:
 
     # -- memory ---------------------------------------------------------------------------------------------------
     @property
+    def survives_restart(self) -> bool:
+        """See ``LogStore.survives_restart``: the disk of this store is memory too."""
+        return False
+
+    @property
     def first_index(self) -> LogIndex:
         """See ``LogStore.first_index``."""
         first = self.last_index + 1

@@ -79,9 +79,11 @@ class Connection:
         sock = trio.socket.socket()
         try:
             await sock.connect(("127.0.0.1", port))
-        except OSError as error:
+        except BaseException as error:
             sock.close()
-            raise NotSent(repr(error)) from error
+            if isinstance(error, OSError):
+                raise NotSent(repr(error)) from error
+            raise
         self._stream, self._port = trio.SocketStream(sock), port
         self._received.clear()
         return self._stream

@@ -8,6 +8,7 @@ test shows the newest. hypercorn runs its worker in a second process, so a launc
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import secrets
@@ -156,9 +157,24 @@ class Server:
 
     def kill(self) -> None:
         """SIGKILL, for all processes of the launch; returns when they are gone."""
-        if self._process is not None:
+        if self._process is None:
+            return
+        if self.running:
             self.signal(signal.SIGKILL, whole_group=True)
-            self._process.wait()
+        self._process.wait()
+        self._wait_unlocked()
+
+    def _wait_unlocked(self) -> None:
+        """hypercorn's worker is not our child: the lock tells when it is dead, too."""
+        lock = self.data / "lock"
+        deadline = time.monotonic() + STOP_S
+        while lock.exists() and time.monotonic() < deadline:
+            with lock.open() as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return
+                except BlockingIOError:
+                    time.sleep(0.005)
 
     def terminate(self, seconds: float = STOP_S) -> int:
         """SIGTERM; returns the exit code. Raises ``subprocess.TimeoutExpired``."""

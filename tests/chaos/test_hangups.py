@@ -17,7 +17,8 @@ pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 
 CLIENTS = 40
 BODY_PART_BYTES = 1 << 20
-ALLOWED_GROWTH_BYTES = 12 << 20
+ALLOWED_GROWTH_BYTES = 60 << 20
+"""What malloc may keep. Bodies alone that were not given back would be 40 MiB a round."""
 AUTHORIZED = b"Host: a\r\nAuthorization: Bearer dev\r\n"
 
 
@@ -54,7 +55,7 @@ def test_a_client_that_hangs_up_frees_what_it_held(launch: Launch, tmp_path: Pat
             for hold in (long_poll, tail, upload, download):
                 _hold_and_hang_up(server, client, hold)
             grown.append(_resident(client) - resident)
-        assert grown[2] - grown[0] < ALLOWED_GROWTH_BYTES, grown
+        assert grown[2] < ALLOWED_GROWTH_BYTES, grown
         assert client.get("/broker/topics/t/0/records?limit=1")["high_watermark"] == 1000  # no half of a body is a record
 
 

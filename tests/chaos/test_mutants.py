@@ -9,7 +9,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from tests.chaos.server import Launch, by_serve
+from tests.chaos.server import Launch, ServerDied, by_serve
 from tests.chaos.sigkill import run_sigkill_loop
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow]
@@ -39,13 +39,14 @@ def without_commits(data):
 machine.decode_image = without_commits
 """
 ANSWERS_TOO_EARLY = """
-import os
+import os, threading
 from ayder.storage.files import RealFiles
-pread, held = RealFiles.pread, []
+pread, held, lock = RealFiles.pread, [], threading.Lock()
 
 def catch_up():
-    while held:
-        os.pwritev(*held.pop(0))
+    with lock:
+        while held:
+            os.pwritev(*held.pop(0))
 
 def writes_behind(fd, buffers, position):
     if position < 1000 or len(held) > 20:
@@ -76,9 +77,14 @@ def mutant(code: str) -> Launch:
     ids=["forgets-keys", "forgets-commits", "answers-too-early"],
 )
 def test_a_broken_node_is_found_out(code: str, expected: set[str], tmp_path: Path) -> None:
-    for seed in range(4):  # chance decides what a kill hits; the first anomaly is enough
-        findings = run_sigkill_loop(tmp_path / str(seed), mutant(code), seed=seed, rounds=4)
-        found = {anomaly.code for anomaly in findings.anomalies}
-        if found:
-            break
-    assert found & expected, findings
+    found: set[str] = set()
+    for seed in range(8):  # chance decides what a kill hits; the first anomaly of the kind is enough
+        try:
+            findings = run_sigkill_loop(tmp_path / str(seed), mutant(code), seed=seed, rounds=4)
+        except (AssertionError, ServerDied, BaseExceptionGroup) as noticed:
+            print(f"seed {seed}: the node noticed it itself, which is fair, but not what is tested here: {noticed!r:.300}")
+            continue
+        found |= {anomaly.code for anomaly in findings.anomalies}
+        if found & expected:
+            return
+    raise AssertionError(f"found {found}, not {expected}")

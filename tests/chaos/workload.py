@@ -351,6 +351,13 @@ async def set_up_topics(traffic: Traffic) -> None:
 async def read_everything(traffic: Traffic) -> None:
     """Record what every partition and group holds now."""
     connection = Connection()
+    try:
+        await _read_everything(traffic, connection)
+    finally:
+        await connection.close()
+
+
+async def _read_everything(traffic: Traffic, connection: Connection) -> None:
     committed: dict[tuple[str, int], dict[str, int]] = defaultdict(dict)
     for group in GROUPS:
         reply = await connection.request(traffic.port, "GET", f"/broker/groups/{group}")
@@ -360,7 +367,6 @@ async def read_everything(traffic: Traffic) -> None:
         for partition in range(partitions):
             final = await _read_partition(connection, traffic.port, topic, partition, committed[topic, partition])
             traffic.recorder.final(final)
-    await connection.close()
 
 
 async def _read_partition(

@@ -233,7 +233,8 @@ def assert_same(state: StateMachine, model: Model, sink: Sink) -> None:
             assert (real.next_offset, real.log_start_offset) == (len(part.sizes), part.start)
             assert real.retained_bytes == sum(part.sizes[part.start :])
             assert state.catalogue.effective_retention(state.catalogue.by_name[name], number) == model.effective(topic, number)
-            assert list(real.window.seen) == [key for key, _ in part.seen]
+            assert [key for keys in real.window.generations() for key in keys] == [key for key, _ in part.seen]
+            assert len(real.window) == len(part.seen)
     assert state.end_offsets() == {
         t.topic_id << 16 | n: len(p.sizes) for t in model.topics.values() for n, p in enumerate(t.partitions)
     }

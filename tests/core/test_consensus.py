@@ -203,6 +203,15 @@ def test_a_vote_that_did_not_reach_the_disk_was_not_given() -> None:
     assert transcript.ready == Ready((), HardState(1, "n"))
 
 
+def test_the_last_term_is_that_of_the_last_entry_also_after_a_refusal() -> None:
+    """Votes are given by it."""
+    transcript = leading()
+    transcript.run("restart\n campaign\n take\n persisted")
+    assert (transcript.consensus.last_index, transcript.consensus.last_term) == (2, 2)
+    transcript.run("take\n refused")
+    assert (transcript.consensus.last_index, transcript.consensus.last_term) == (1, 1)
+
+
 def test_one_hand_out_is_open_at_a_time() -> None:
     transcript = leading()
     transcript.run("propose 1\n take")

@@ -25,12 +25,12 @@ from ayder.commands import (
 from ayder.config import load_config
 from ayder.entries import EntryKind, LogEntry
 from ayder.errors import AyderError, CorruptLog, ErrorCode
-from ayder.fetch import Fetcher, Page
+from ayder.fetch import Fetcher, Page, coalesce
 from ayder.partition import Partition
 from ayder.records import Record
 from ayder.run_cache import CachedRun, RunCache
 from ayder.runs import decode_headers, encode_records, encode_run, encode_values
-from ayder.storage.interface import RunRead
+from ayder.storage.interface import RunEntry, RunRead
 from ayder.storage.memory import MemoryDisk, MemoryLogStore, MemoryOptions
 
 UID = 1 << 16
@@ -230,6 +230,24 @@ def test_a_rotten_run_is_storage_damage_and_not_an_accident() -> None:
     with pytest.raises(AyderError) as caught:
         log.fetch(3, 10, 1000)
     assert caught.value.code is ErrorCode.STORAGE_DAMAGED
+
+
+def test_runs_are_joined_only_where_one_follows_the_other() -> None:
+    """Where the log has a hole the offsets behind it must stay what they are."""
+
+    def run_at(base: int, count: int, flags: bool = False) -> RunRead:
+        records_ = [Record(b"%d" % n, b"k" if flags else b"") for n in range(base, base + count)]
+        data = encode_records(1, 0, records_)
+        return RunRead(RunEntry(base, count, 0, 10 * base, 0, len(data)), data)
+
+    found = coalesce(
+        [run_at(0, 1), run_at(1, 2), run_at(5, 1), run_at(6, 1), run_at(7, 1, flags=True), run_at(8, 1), run_at(9, 200)]
+    )
+    assert [(cached.base_offset, cached.count) for cached in found] == [(0, 3), (5, 2), (7, 1), (8, 1), (9, 200)]
+    for cached in found:
+        stamps = cached.run.timestamps(0, cached.count) or [cached.log_time_ms] * cached.count
+        assert cached.run.values(0, cached.count) == [b"%d" % n for n in range(cached.base_offset, cached.end_offset)]
+        assert stamps[0] == 10 * cached.base_offset
 
 
 def test_keys_and_headers_count_against_the_page() -> None:

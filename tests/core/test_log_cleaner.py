@@ -45,8 +45,14 @@ def bytes_of(records: list[Record]) -> int:
     return sum(len(record.value) + len(record.key) for record in records)
 
 
-@settings(max_examples=80, deadline=None)
-@given(blocks, st.integers(1, 120), st.integers(0, 14_000), st.sampled_from(["*", "t", "partition"]), st.integers(0, 9))
+@settings(max_examples=150, deadline=None)
+@given(
+    blocks,
+    st.integers(1, 60),
+    st.just(0) | st.sampled_from([0, 0, 3000, 8001]),
+    st.sampled_from(["*", "t", "partition"]),
+    st.integers(0, 9),
+)
 def test_what_stays_is_the_longest_end_that_a_policy_allows(
     given_blocks: list[Any], max_bytes: int, ttl_ms: int, scope: str, first_trim: int
 ) -> None:
@@ -178,8 +184,9 @@ class Life:
 
 async def one_life(path: Path, seed: int, requests: int = 60) -> Life:
     async with living(path) as client:
-        await live(client, seed, requests)
-        await sealed(client)
+        for half in (seed, seed + 1000):  # a slow disk may make one checkpoint of many ends, so let it catch up in between
+            await live(client, half, requests // 2)
+            await sealed(client)
         return Life(state_of(client), await seen(client))
 
 

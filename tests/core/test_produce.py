@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,14 +35,28 @@ async def with_topic(client: Client, partitions: int = 2) -> None:
     await client.post("/broker/topics", {"name": "t", "partitions": partitions})
 
 
+IN_MEMORY = {"sealed": False, "durable": False, "mode": "memory", "synced": None}
+SEALED = {"sealed": True, "durable": True, "mode": "sealed", "synced": True}
+
+
+@pytest.mark.parametrize(("store", "claims"), [("memory", IN_MEMORY), ("aof", SEALED)])
+async def test_a_receipt_claims_what_the_store_keeps(tmp_path: Path, store: str, claims: dict[str, object]) -> None:
+    async with running(storage__log=store, storage__data_dir=tmp_path) as client:
+        await with_topic(client)
+        one = await client.post("/broker/topics/t/produce?partition=1", b"a")
+        batch = await client.post("/broker/topics/t/produce-ndjson?partition=1", b"b\nc")
+        typed = await client.call("POST", "/broker/topics/t/produce-ndjson", b'{"value":"d"}', headers=RECORDS, ok=200)
+        for receipt in (one, batch, typed.json()):
+            assert {name: receipt[name] for name in claims} == claims
+
+
 async def test_the_receipt() -> None:
     async with running() as client:
         await with_topic(client)
         first = await client.post("/broker/topics/t/produce?partition=1", b"a")
         assert first.pop("batch_id") > 0
         assert first == {
-            "ok": True, "offset": 0, "partition": 1, "sealed": True, "durable": True, "mode": "sealed", "synced": True,
-            "duplicate": False,
+            "ok": True, "offset": 0, "partition": 1, "duplicate": False, **IN_MEMORY,
         }  # fmt: skip
         assert (await client.post("/broker/topics/t/produce?partition=1", b"b"))["offset"] == 1
         assert await values(client, 1) == [b"a", b"b"]
@@ -178,8 +193,7 @@ async def test_ndjson() -> None:
         receipt = await client.post("/broker/topics/t/produce-ndjson?partition=0", b'{"n":1}\r\n\n"two"\n')
         assert receipt.pop("batch_id") > 0
         assert receipt == {
-            "ok": True, "first_offset": 0, "count": 2, "partition": 0, "sealed": True, "durable": True, "mode": "sealed",
-            "synced": True, "duplicate": False,
+            "ok": True, "first_offset": 0, "count": 2, "partition": 0, "duplicate": False, **IN_MEMORY,
         }  # fmt: skip
         assert await values(client) == [b'{"n":1}', b"two"]
 
@@ -356,6 +370,22 @@ async def test_full_disk_refuses_surely_and_later_takes_again() -> None:
         again = await client.post("/broker/topics/t/produce?partition=0&idempotency_key=k", b"x")
         assert (again["offset"], again["duplicate"]) == (0, False)
         assert await values(client) == [b"x"]
+
+
+async def test_the_wait_of_a_caller_bounds_the_creation_of_his_topic_too() -> None:
+    async with running() as client:
+        waits: list[object] = []
+        execute = client.node.broker.execute
+
+        async def watched(command: Any, *, timeout_ms: int | None = None) -> Any:
+            waits.append(timeout_ms)
+            return await execute(command, timeout_ms=timeout_ms)
+
+        client.node.broker.execute = watched  # type: ignore[method-assign]
+        await client.post("/broker/topics/a/produce?timeout_ms=1234", b"x")
+        await client.post("/broker/topics/b/produce-ndjson?timeout_ms=2345", b"x")
+        await client.post("/broker/topics/c/produce", b"x")
+        assert waits == [1234, 2345, None]
 
 
 async def test_overload_is_refused_before_anything_is_stored() -> None:
