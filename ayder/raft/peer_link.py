@@ -75,8 +75,14 @@ def _losing() -> Iterator[None]:
     try:
         yield
     except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
-        cause = error.__cause__ or error
-        raise LinkLost(str(cause) or type(cause).__name__) from error
+        raise LinkLost(_innermost(error)) from error
+
+
+def _innermost(error: BaseException) -> str:
+    """What really happened: Trio wraps the errors of TLS, and of every address that was tried."""
+    while isinstance(error, BaseExceptionGroup) or error.__cause__ is not None:
+        error = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error.__cause__ or error
+    return str(error) or type(error).__name__
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The peer protocol's bytes: what goes in comes out, anything else is a ProtocolError, and version 1 is what it was."""
 
 import random
+import re
 import struct
 import tracemalloc
 import typing
@@ -360,3 +361,13 @@ def test_version_1_is_what_it_was() -> None:
 def test_every_message_has_golden_bytes() -> None:
     kinds = {type(message) for data in GOLDEN_FRAMES.values() if data[8] >= 16 for message in read(data)}
     assert kinds == set(typing.get_args(Message))
+
+
+def test_the_documentation_lists_every_type_and_its_example_is_true() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "peer-protocol.md").read_text(encoding="utf-8")
+    listed = {int(number): name for number, name in re.findall(r"^\| (\d+) \| ([A-Z]\w+) \|", page, re.MULTILINE)}
+    spoken = {data[8]: "".join(word.capitalize() for word in name.split("-")) for name, data in GOLDEN_FRAMES.items()}
+    spoken[18] = "AppendEntries"
+    assert listed == spoken
+    (example,) = re.findall(r"^  ([0-9a-f]{8} [0-9a-f]{8} [0-9a-f ]+)$", page, re.MULTILINE)
+    assert bytes.fromhex(example) == GOLDEN_FRAMES["heartbeat"]
