@@ -1,4 +1,4 @@
-"""The command line: ``ayder serve``, ``ayder check-config``, ``ayder --version``.
+"""The command line: ``ayder serve``, ``ayder cluster``, ``ayder check-config``, ``ayder --version``.
 
 Owns: flags, exit codes (0 clean stop, 1 the node failed, 2 the settings are wrong) and what is printed for people. Must not
 know: how a node works; it is imported only when one is started, so that the other commands and every mistake are quick.
@@ -32,16 +32,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         launch.refuse_optimised()
-        flags, warnings = _settings_of(options)
-        config = launch.config_from_process(flags, config_path=options.config)
-        for warning in (*warnings, *config.warnings):
-            print(f"ayder: warning: {warning}", file=sys.stderr)
-        command: Callable[[Config], int] = options.command
-        return command(config)
+        command: Callable[[argparse.Namespace], int] = options.command
+        return command(options)
     except ConfigError as exc:
         for mistake in exc.mistakes:
             print(f"ayder: {mistake}", file=sys.stderr)
         return EXIT_MISCONFIGURED
+
+
+def _configured(options: argparse.Namespace) -> Config:
+    """The settings of a command line; what the operator should hear is said. Raises ``ConfigError``."""
+    flags, warnings = _settings_of(options)
+    config = launch.config_from_process(flags, config_path=options.config)
+    for warning in (*warnings, *config.warnings):
+        print(f"ayder: warning: {warning}", file=sys.stderr)
+    return config
 
 
 # ---- flags ----
@@ -57,7 +62,24 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(command=_check_config)
     for command in (serve, check):
         _add_setting_flags(command)
+        _add_old_flags(command)
+    _add_cluster(commands.add_parser("cluster", help="run a cluster on this machine, for trying things"))
     return parser
+
+
+def _add_cluster(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(command=_cluster)
+    command.add_argument("--nodes", metavar="N", type=int, default=3, help="1, 3 (default), 5 or 7")
+    command.add_argument("--data", metavar="DIR", default="./cluster-data", help="directory of all nodes (default %(default)s)")
+    command.add_argument(
+        "--base-port",
+        metavar="PORT",
+        type=int,
+        default=11090,
+        help="peers on PORT, +2, +4 ...; clients one above (default 11090)",
+    )
+    command.add_argument("--config", metavar="FILE.toml", help="settings of every node")
+    command.add_argument("--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="a setting of every node")
 
 
 def _add_setting_flags(command: argparse.ArgumentParser) -> None:
@@ -65,6 +87,9 @@ def _add_setting_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--data", metavar="DIR", help="directory that holds everything (default ./data)")
     command.add_argument("--config", metavar="FILE.toml", help="settings, below environment and flags")
     command.add_argument("--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="any setting, repeatable")
+
+
+def _add_old_flags(command: argparse.ArgumentParser) -> None:
     old = command.add_argument_group("flags of the predecessor")
     old.add_argument("--port", "-p", metavar="N", help="port to listen on")
     old.add_argument("--http", metavar="[HOST]:N", help="address to listen on")
@@ -111,7 +136,8 @@ def _meaningless(options: argparse.Namespace) -> list[str]:
 # ---- commands ----
 
 
-def _check_config(config: Config) -> int:
+def _check_config(options: argparse.Namespace) -> int:
+    config = _configured(options)
     try:
         print("\n".join(config_report.effective_settings(config)), flush=True)
     except BrokenPipeError:  # `ayder check-config | head`: the reader has seen enough
@@ -119,8 +145,8 @@ def _check_config(config: Config) -> int:
     return 0
 
 
-def _serve(config: Config) -> int:
-    config, generated = launch.with_token(config)
+def _serve(options: argparse.Namespace) -> int:
+    config, generated = launch.with_token(_configured(options))
     import trio  # noqa: PLC0415  (only a node needs it)
 
     from ayder import node  # noqa: PLC0415
@@ -135,6 +161,34 @@ def _serve(config: Config) -> int:
         _say_why(causes, config)
         return EXIT_FAILED
     return 0
+
+
+def _cluster(options: argparse.Namespace) -> int:
+    import trio  # noqa: PLC0415  (only who runs nodes needs it)
+
+    from ayder import local_cluster  # noqa: PLC0415
+
+    try:
+        members = local_cluster.local_members(options.nodes, options.base_port)
+    except ValueError as exc:
+        raise ConfigError([f"flags --nodes {options.nodes} --base-port {options.base_port}: {exc}"]) from exc
+    if not members:
+        raise ConfigError([f"flag --nodes {options.nodes}: a cluster has 1, 3, 5 or 7 nodes"])
+    more = [
+        *(("--config", options.config) if options.config else ()),
+        *(part for text in options.set for part in ("--set", text)),
+    ]
+    data_dir = os.path.abspath(options.data)
+    flags = local_cluster.serve_flags(members[0], members, data_dir)
+    config = _configured(_parser().parse_args(["serve", *flags, *more]))  # a mistake is said once, before anything is started
+    nodes = local_cluster.local_nodes(members, data_dir, more)
+    cluster = local_cluster.LocalCluster(nodes, functools.partial(print, flush=True), cluster_greeting(config, data_dir))
+    try:
+        return trio.run(cluster.run)
+    except* OSError as group:
+        for cause in _leaves(group):
+            print(f"ayder: {cause}", file=sys.stderr)
+    return EXIT_FAILED
 
 
 async def _run_and_announce(run_node: Callable[..., Awaitable[None]], config: Config, generated: str | None) -> None:
@@ -158,22 +212,50 @@ def _first_url(urls: Any, config: Config) -> str:
 
 
 def greeting(config: Config, generated: str | None, url: str) -> list[str]:
-    """The lines printed at start: the URL, the token (or where it is), and three calls to paste."""
-    if generated is not None:
-        token, said = f"$(cat {shlex.quote(launch.token_path(config))})", f"{generated} (kept in {launch.token_path(config)})"
-    elif any(one.sha256 == token_hash(DEV_TOKEN) for one in config.auth.tokens):
-        token, said = DEV_TOKEN, DEV_TOKEN
-    else:
-        names = ", ".join(one.name for one in config.auth.tokens)
-        token, said = "$TOKEN", f"configured: {names} (put yours into TOKEN)"
-    curl = f'curl -H "Authorization: Bearer {token}"'
+    """The lines printed at start: the URL, the other members, the token (or where it is), and three calls to paste."""
+    token, said = _token_of(config, generated)
+    lines = [f"ayder {__version__} listens on {url}", f"token: {said}", "", *_calls(config, token, url)]
+    if config.cluster.nodes:
+        lines.insert(1, _membership(config))
+    return lines
+
+
+def _membership(config: Config) -> str:
+    others = [f"{member.id} {member.client_url}" for member in config.cluster.nodes if member.id != config.raft.node_id]
+    return f"{config.raft.node_id} of cluster {config.cluster.name}, with {', '.join(others) or 'nobody else'}"
+
+
+def cluster_greeting(config: Config, data_dir: str) -> list[str]:
+    """What ``ayder cluster`` prints once its nodes listen; ``config`` is that of one of them."""
+    token, said = _token_of(config, None)
     return [
-        f"ayder {__version__} listens on {url}",
+        f"ayder {__version__}: a cluster of {len(config.cluster.nodes)}, everything in {data_dir}",
+        *(f"{member.id} listens on {member.client_url}" for member in config.cluster.nodes),
         f"token: {said}",
         "",
+        *_calls(config, token, config.cluster.nodes[0].client_url),
+        "",
+    ]
+
+
+def _token_of(config: Config, generated: str | None) -> tuple[str, str]:
+    """A token as a shell writes it in a call, and what is said about it. A configured one is never shown."""
+    if generated is not None:
+        return f"$(cat {shlex.quote(launch.token_path(config))})", f"{generated} (kept in {launch.token_path(config)})"
+    if any(one.sha256 == token_hash(DEV_TOKEN) for one in config.auth.tokens):
+        return DEV_TOKEN, DEV_TOKEN
+    return "$TOKEN", f"configured: {', '.join(one.name for one in config.auth.tokens)} (put yours into TOKEN)"
+
+
+def _calls(config: Config, token: str, url: str) -> list[str]:
+    # A follower redirects to the leader. With -L alone curl sends the body there, but not the token.
+    member = bool(config.cluster.nodes)
+    curl = f'curl {"-L --location-trusted " if member else ""}-H "Authorization: Bearer {token}"'
+    first = f"{url}/broker/consume/orders/readers/0"
+    return [
         f"""{curl} -d '{{"name":"orders","partitions":4}}' {url}/broker/topics""",
         f"""{curl} -d 'hello' '{url}/broker/topics/orders/produce?partition=0'""",
-        f"""{curl} {url}/broker/consume/orders/readers/0""",
+        f"{curl} '{first}?redirect=1'" if member else f"{curl} {first}",
     ]
 
 

@@ -157,7 +157,9 @@ def _as_member(config: Config) -> Config:
     # Behind a proxy that speaks TLS for us, the URL is the proxy's.
     proxied = own.client_url.startswith("https:") and not config.http.tls_certificate
     host, port = (own.host, own.raft_port + 1) if proxied else own.client_address
-    derived = {name: value for name, value in (("host", host), ("port", port)) if config.origins[f"http.{name}"] == "default"}
+    derived: dict[str, Any] = {
+        name: value for name, value in (("host", host), ("port", port)) if config.origins[f"http.{name}"] == "default"
+    }
     origins = {**config.origins, **{f"http.{name}": "derived from cluster.nodes" for name in derived}}
     config = attrs.evolve(config, http=attrs.evolve(config.http, **derived), origins=origins)
     return attrs.evolve(config, warnings=(*config.warnings, *_member_warnings(config, own)))

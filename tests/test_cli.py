@@ -265,3 +265,30 @@ def test_the_greeting_never_prints_a_configured_token(tmp_path: pathlib.Path) ->
     config, token = launch.with_token(open_config(tmp_path))
     text = "\n".join(greeting(config, token, "http://127.0.0.1:1"))
     assert f"$(cat {tmp_path / 'token'})" in text
+
+
+# ---- a member of a cluster ----
+
+NODES = '[{id = "a", host = "127.0.0.1", raft_port = 7000}, {id = "b", host = "127.0.0.1", raft_port = 7002}, '
+NODES += '{id = "c", host = "127.0.0.1", raft_port = 7004}]'
+
+
+def test_the_greeting_of_a_member_names_itself_and_the_others() -> None:
+    config = load_config({"cluster.nodes": NODES, "raft.node_id": "b"}, {}, None)
+    said = greeting(config, None, "http://127.0.0.1:7003")
+    assert said[0].endswith("listens on http://127.0.0.1:7003")
+    assert said[1] == "b of cluster ayder, with a http://127.0.0.1:7001, c http://127.0.0.1:7005"
+    assert said[2] == "token: dev"
+    assert [line.split(" -H ")[0] for line in said[4:]] == ["curl -L --location-trusted"] * 3
+
+
+def test_a_member_of_a_cluster_of_one_has_nobody_else() -> None:
+    config = load_config({"cluster.nodes": NODES.split("},")[0] + "}]", "raft.node_id": "a"}, {}, None)
+    assert greeting(config, None, "http://x")[1] == "a of cluster ayder, with nobody else"
+
+
+def test_a_node_that_is_not_in_its_cluster_does_not_start(in_tmp: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Defect H-14 of the predecessor: it went on alone."""
+    assert main(["serve", "--set", f"cluster.nodes={NODES}", "--set", "raft.node_id=d"]) == 2
+    assert capsys.readouterr().err == "ayder: raft.node_id: 'd' is not among cluster.nodes (a, b, c)\n"
+    assert not (in_tmp / "data").exists()
