@@ -21,7 +21,7 @@ from ayder.config import Config
 from ayder.entries import LogEntry, LogIndex, Placement
 from ayder.errors import AyderError, ErrorCode
 from ayder.partition import Partition
-from ayder.pending import MAKES_ROOM, AppendWaiter, PendingBlock
+from ayder.pending import MAKES_ROOM, AppendWaiter, EveryCopy, PendingBlock
 from ayder.raft.driver import Driver
 from ayder.records import Record
 from ayder.run_cache import CachedRun, RunCache
@@ -94,6 +94,9 @@ class Broker:
         self._gathering: deque[PendingBlock] = deque()
         self._in_flight: dict[LogIndex, PendingBlock] = {}
         self._taken: PendingBlock | None = None
+        self._early: deque[LogIndex] = deque()
+        """Blocks in flight with somebody in them who is content with this disk."""
+        self.every_copy = EveryCopy()
         self._queued_bytes = 0
         self._max_queued_bytes = config.raft.max_queued_bytes
         self._max_block_bytes = config.raft.max_block_bytes
@@ -231,6 +234,8 @@ class Broker:
         block = self.admit(len(value) + RUN_HEADER_BYTES + _BLOCK_SLACK_BYTES)
         before = block.size_bytes
         block.add_value(topic.topic_id, partition, value, waiter)
+        if waiter.early:
+            block.early = True
         self._added(block, before)
 
     def produce_run(self, uid: int, run: bytes, waiter: AppendWaiter) -> None:
@@ -238,6 +243,8 @@ class Broker:
         block = self.admit(len(run) + _BLOCK_SLACK_BYTES)
         before = block.size_bytes
         block.add_run(uid, run, waiter)
+        if waiter.early:
+            block.early = True
         self._added(block, before)
 
     def produce_records(
@@ -284,6 +291,8 @@ class Broker:
         """See ``raft.driver.BlockSource``."""
         assert self._taken is not None
         self._in_flight[entry.index] = self._taken
+        if self._taken.early:
+            self._early.append(entry.index)
         self._taken = None
 
     def makes_room(self, index: LogIndex) -> bool:
@@ -299,6 +308,32 @@ class Broker:
         surely_not = self.not_ready()
         while self._gathering:
             self._answer_for(self._gathering.popleft()).fail(surely_not)
+        self._early.clear()
+        self.every_copy.give_up()
+
+    def progressed(self) -> None:
+        """See ``raft.driver.BlockSource``."""
+        consensus = self.driver.consensus
+        while self._early and self._early[0] <= consensus.persisted_index:
+            self._tell_written(self._early.popleft())
+        if self.every_copy:
+            self.every_copy.release(consensus.everywhere_index)
+
+    def _tell_written(self, index: LogIndex) -> None:
+        """Say where the records of a block that is not committed yet will be: exact as long as this node leads."""
+        before: dict[int, int] = {}
+        for at, block in self._in_flight.items():  # in the order of the log; what is not in here was applied
+            if not block.foreseeable:
+                return  # whoever waits is answered at the commit, which is more than was asked for
+            if at == index:
+                block.tell_written(lambda uid: self._next_offset(uid, before), index)
+                return
+            for uid, count in block.record_counts.items():
+                before[uid] = before.get(uid, 0) + count
+
+    def _next_offset(self, uid: int, in_flight: dict[int, int]) -> int | None:
+        partition = self.state.catalogue.partition(uid)
+        return None if partition is None else partition.next_offset + in_flight.get(uid, 0)
 
     def refused(self, error: AyderError) -> None:
         """See ``raft.driver.BlockSource``: the newest block in flight was not written."""
@@ -309,6 +344,8 @@ class Broker:
         """See ``raft.driver.BlockSource``."""
         for block in (*self._in_flight.values(), *self._gathering):
             block.expire(now_ns)
+        if self.every_copy:
+            self.every_copy.expire(now_ns)
 
     def _answer_for(self, block: PendingBlock) -> PendingBlock:
         self._queued_bytes -= block.size_bytes - BLOCK_HEADER_BYTES

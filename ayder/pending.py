@@ -6,13 +6,18 @@ know: Raft, HTTP, what applying does.
 One record a request is the common case, so it must cost nearly nothing: its value goes into a list, its waiter into another,
 and only when the block is taken are both turned into one columnar run, in C.
 
+Two levels of acknowledgement differ from the usual one, and begin here: a waiter that is content with the leader's own disk is
+told the offset its records will have unless another leader comes first (``tell_written``); one that wants a copy on every voter
+waits on after its block was applied (``EveryCopy``).
+
 Invariants: the records one caller added to a partition keep his order; a command's result goes to exactly its waiters; each
 waiter is told once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import heapq
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ayder.commands import (
@@ -27,13 +32,15 @@ from ayder.commands import (
     encode_block,
     encode_command,
 )
+from ayder.entries import LogIndex
 from ayder.errors import AyderError, ErrorCode
-from ayder.runs import RUN_HEADER_BYTES, encode_values
+from ayder.runs import RUN_HEADER_BYTES, encode_values, run_place
 from ayder.state_machine import Appended, Result
 
-__all__ = ["MAKES_ROOM", "AppendWaiter", "PendingBlock", "ResultWaiter"]
+__all__ = ["MAKES_ROOM", "AppendWaiter", "EveryCopy", "PendingBlock", "ResultWaiter"]
 
 MAKES_ROOM = (DeleteTopic, SetRetention, TrimPartitions)
+_UNFORESEEABLE = frozenset(encode_command(command)[0] for command in (DeleteTopic(""), BatchHead(0, b"", 1)))
 _VALUE_OVERHEAD_BYTES = 4
 _RUN_OVERHEAD_BYTES = COMMAND_HEADER_BYTES + RUN_HEADER_BYTES
 
@@ -45,6 +52,12 @@ class AppendWaiter(Protocol):
     """Monotonic clock; after it the waiter is told ``commit_timeout``."""
     done: bool
     """Set by whoever told the waiter; nothing more is told to it."""
+    early: bool
+    """Content with the leader's own disk: told ``written`` if that comes before the commit, and if the offset is known by then."""
+
+    def written(self, base_offset: int, count: int, log_index: int) -> None:
+        """The records are on this disk. Unless another node comes to lead first, these will be their offsets."""
+        ...
 
     def appended(self, base_offset: int, count: int, log_index: int, duplicate: bool) -> None:
         """The records are durable and readable at these offsets."""
@@ -85,7 +98,9 @@ class _Values:
 class PendingBlock:
     """The next block while it gathers. ``size_bytes`` is close to what ``encode`` will return."""
 
-    __slots__ = ("_open", "_slots", "_waiters", "makes_room", "next_deadline_ns", "size_bytes")
+    __slots__ = (
+        "_early", "_open", "_slots", "_waiters", "early", "foreseeable", "makes_room", "next_deadline_ns", "record_counts", "size_bytes",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._slots: list[_Values | tuple[int, bytes]] = []
@@ -95,6 +110,14 @@ class PendingBlock:
         """Nothing but commands that let disk space be given back: these may use the ballast of a full disk."""
         self.size_bytes = BLOCK_HEADER_BYTES
         self.next_deadline_ns = 1 << 63
+        self.early = False
+        """Somebody in here is content with the leader's own disk."""
+        self._early: list[tuple[AppendWaiter, int, int, int]] = []
+        """Those who are, each with partition, place among the block's records for it, and number of records."""
+        self.record_counts: dict[int, int] = {}
+        """Records by partition (uid). Known once encoded."""
+        self.foreseeable = True
+        """Whether applying this block surely takes exactly these records: no repeat to recognise, no topic deleted."""
 
     def __bool__(self) -> bool:
         return bool(self._slots)
@@ -147,12 +170,41 @@ class PendingBlock:
     def encode(self) -> bytes:
         """The block's payload."""
         commands = []
+        self._foresee()
         for slot in self._slots:
             if isinstance(slot, _Values):
                 commands.append((RUN, encode_values(slot.topic_id, slot.partition, slot.values)))
             else:
                 commands.append(slot)
         return encode_block(commands)
+
+    def _foresee(self) -> None:
+        """Work out what the block will do to the offsets of its partitions."""
+        counts = self.record_counts
+        for slot, waiters in zip(self._slots, self._waiters, strict=True):
+            if isinstance(slot, _Values):
+                uid, count = slot.topic_id << 16 | slot.partition, len(slot.values)
+            elif slot[0] == RUN:
+                uid, count, recognisable = run_place(slot[1])
+                self.foreseeable &= not recognisable
+            else:
+                self.foreseeable &= slot[0] not in _UNFORESEEABLE
+                continue
+            before = counts.get(uid, 0)
+            counts[uid] = before + count
+            if self.early:
+                told = enumerate(waiters) if isinstance(waiters, list) else ((0, waiters),)
+                size = 1 if isinstance(waiters, list) else count
+                self._early += [(one, uid, before + at, size) for at, one in told if one.early]  # type: ignore[union-attr, misc]
+
+    def tell_written(self, next_offsets: Callable[[int], int | None], log_index: int) -> None:
+        """The block is on this disk: tell those who are content with that. ``next_offsets``: each partition's, before the block."""
+        for waiter, uid, place, count in self._early:
+            base = next_offsets(uid)
+            if base is not None and not waiter.done:
+                waiter.done = True
+                waiter.written(base + place, count, log_index)
+        self._early.clear()
 
     def forget_bytes(self) -> None:
         """The payload is encoded: the gathered copies may go, the waiters stay."""
@@ -224,3 +276,39 @@ def _complete_one(result: Result, waiter: AppendWaiter | ResultWaiter, log_index
         waiter.appended(result.base_offset, result.count, result.log_index, result.duplicate)  # type: ignore[union-attr]
     else:
         waiter.applied(result, log_index)  # type: ignore[union-attr]
+
+
+class EveryCopy:
+    """Who waits, after their records were applied, until every voter has them on disk."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[LogIndex, int, int, Callable[[bool], None]]] = []
+        self._number = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._heap)
+
+    def add(self, index: LogIndex, deadline_ns: int, tell: Callable[[bool], None]) -> None:
+        """``tell(True)`` once everybody holds ``index``; ``tell(False)`` at the deadline (monotonic) or when nobody can say."""
+        self._number += 1
+        heapq.heappush(self._heap, (index, self._number, deadline_ns, tell))
+
+    def release(self, everywhere_index: LogIndex) -> None:
+        """Everything up to here is on the disk of every voter."""
+        while self._heap and self._heap[0][0] <= everywhere_index:
+            heapq.heappop(self._heap)[3](True)
+
+    def expire(self, now_ns: int) -> None:
+        """Tell those whose time is up."""
+        late = [waiting for waiting in self._heap if waiting[2] <= now_ns]
+        if late:
+            self._heap = [waiting for waiting in self._heap if waiting[2] > now_ns]
+            heapq.heapify(self._heap)
+        for _, _, _, tell in late:
+            tell(False)
+
+    def give_up(self) -> None:
+        """This node does not lead any more: nobody tells it what the others hold."""
+        waiting, self._heap = self._heap, []
+        for _, _, _, tell in waiting:
+            tell(False)

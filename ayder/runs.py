@@ -39,6 +39,7 @@ __all__ = [
     "encode_values",
     "merge_runs",
     "run_length",
+    "run_place",
 ]
 
 RUN_VERSION = 1
@@ -133,6 +134,12 @@ def merge_runs(runs: Sequence[tuple[Run, int]]) -> bytes:
     uid = runs[0][0].uid
     columns = array("I", accumulate(map(len, values))).tobytes() + array("q", times).tobytes()
     return encode_run(uid >> 16, uid & 0xFFFF, len(values), columns, b"".join(values), flags=TIMESTAMPS)
+
+
+def run_place(run: bytes) -> tuple[int, int, bool]:
+    """Partition (uid), number of records, and whether a repeat of it can be recognised. Nothing is verified."""
+    _, _, _, _, _, topic_id, partition, count, _, _, _, producer_length, _, _ = _HEADER.unpack_from(run)
+    return topic_id << 16 | partition, count, bool(producer_length)
 
 
 def run_length(head: bytes | memoryview, position: int = 0) -> int:

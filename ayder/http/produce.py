@@ -84,7 +84,7 @@ def _options(context: Context, raw: bytes) -> _Options:
 class _Receipt(Deferred):
     """Waits for one run and becomes its receipt."""
 
-    __slots__ = ("_batch", "_context", "_options", "_partition", "_started_ns", "_topic", "deadline_ns", "done")
+    __slots__ = ("_batch", "_context", "_level", "_options", "_partition", "_started_ns", "deadline_ns", "done", "early")
 
     def __init__(self, context: Context, options: _Options, topic: Topic, partition: int, now_ns: int, *, batch: bool) -> None:
         super().__init__()
@@ -92,47 +92,100 @@ class _Receipt(Deferred):
         self.done = False
         self._context = context
         self._options = options
-        self._topic = topic
+        self._level = _level(context, topic, options)
+        self.early = self._level == "leader"
         self._partition = partition
         self._started_ns = now_ns
         self._batch = batch
 
     def appended(self, base_offset: int, count: int, log_index: int, duplicate: bool) -> None:
         """See ``pending.AppendWaiter``."""
+        claims = self._context.broker.claims
+        body = self._body(base_offset, count, log_index, claims, b"true" if duplicate else b"false")
+        if self._level == "majority" and self._options.plain:
+            self.resolve(Response(200, body))
+            return
+        _answer_at(self, self._context.broker, self._level, self._options, self._started_ns, body, log_index, self.deadline_ns)
+
+    def written(self, base_offset: int, count: int, log_index: int) -> None:
+        """See ``pending.AppendWaiter``."""
+        broker = self._context.broker
+        body = self._body(base_offset, count, log_index, broker.claims.replace(b'"durable":true', b'"durable":false'), b"false")
+        durable = "leader" if broker.store.survives_restart else False
+        ack: dict[str, object] = {"level": "leader", "durable": durable, "committed": False, "offset_provisional": True}
+        facts = _facts(broker, ack, self._options, self._started_ns, log_index)
+        self.resolve(Response(200, body[:-1] + facts + b"}"))
+
+    def _body(self, base_offset: int, count: int, log_index: int, claims: bytes, duplicate: bytes) -> bytes:
         if self._batch:
             head = b'{"ok":true,"first_offset":%d,"count":%d,' % (base_offset, count)
         else:
             head = b'{"ok":true,"offset":%d,' % base_offset
-        body = b'%b"partition":%d,"batch_id":%d,%b,"duplicate":%b}' % (
-            head,
-            self._partition,
-            log_index,
-            self._context.broker.claims,
-            b"true" if duplicate else b"false",
-        )
-        if self._options.plain:
-            self.resolve(Response(200, body))
-            return
-        facts = _extras(self._context.broker, self._topic, self._options, self._started_ns, log_index)
-        self.resolve(Response(200, body[:-1] + facts + b"}"))
+        return b'%b"partition":%d,"batch_id":%d,%b,"duplicate":%b}' % (head, self._partition, log_index, claims, duplicate)
 
     def failed(self, error: AyderError) -> None:
         """See ``pending.AppendWaiter``."""
         self.resolve(error_response(error))
 
 
-_LEVELS = {None: "majority", "async": "leader", "sync-majority": "majority", "sync-all": "all"}
-"""What a topic's write mode means where a request asks for no ``ack``."""
+_LEVELS = {"async": "leader", "sync-majority": "majority", "sync-all": "all"}
+"""What a write mode means where a request asks for no ``ack``."""
 
 
-def _extras(broker: Broker, topic: Topic, options: _Options, started_ns: int, log_index: int) -> bytes:
+def _level(context: Context, topic: Topic, options: _Options) -> str:
+    """How far the records must have come before the answer: as asked, else as the topic has it, else the cluster."""
+    return options.ack or _LEVELS[topic.write_mode or context.config.cluster.write_mode]
+
+
+def _answer_at(
+    receipt: Deferred,
+    broker: Broker,
+    level: str,
+    options: _Options,
+    started_ns: int,
+    body: bytes,
+    log_index: int,
+    deadline_ns: int,
+) -> None:
+    """The records are committed and applied: answer now, or when every voter has them.
+
+    Who asked for less is told what was reached. One who asked for every copy and does not get it is told that the records stand.
+    """
+    asked_all = level == "all"
+
+    def answer(everywhere: bool) -> None:
+        if asked_all and not everywhere:
+            receipt.resolve(error_response(_copies_missing(broker, log_index)))
+            return
+        reached: dict[str, object] = {"level": "all" if asked_all else "majority"}
+        ack = reached if options.receipt or options.ack or level != "majority" else None
+        facts = _facts(broker, ack, options, started_ns, log_index)
+        receipt.resolve(Response(200, body[:-1] + facts + b"}"))
+
+    if asked_all and broker.driver.consensus.everywhere_index < log_index:
+        broker.every_copy.add(log_index, deadline_ns, answer)
+    else:
+        answer(True)
+
+
+def _copies_missing(broker: Broker, log_index: int) -> AyderError:
+    consensus = broker.driver.consensus
+    copies, voters = consensus.copies(log_index), len(consensus.voters)
+    return AyderError(
+        ErrorCode.COMMIT_TIMEOUT,
+        f"committed, so it stands; but {copies} of {voters} voters are known to have it on disk, and all were asked for",
+        committed=True,
+        replicas=f"{copies}/{voters}",
+        batch_id=log_index,
+    )
+
+
+def _facts(broker: Broker, ack: dict[str, object] | None, options: _Options, started_ns: int, log_index: int) -> bytes:
     """What ``timing=1``, ``receipt=1`` and ``ack=`` add to a receipt: JSON fields, each beginning with a comma."""
     facts = b""
-    if options.receipt or options.ack:
-        level = options.ack or _LEVELS[topic.write_mode]
-        ack: dict[str, object] = {"level": level, "copies": 1, "voters": 1}
-        if level == "leader":
-            ack["durable"] = "leader"
+    if ack is not None:
+        consensus = broker.driver.consensus
+        ack |= {"copies": consensus.copies(log_index), "voters": len(consensus.voters)}
         ack |= {"term": _term_of(broker, log_index), "index": log_index}
         facts += b',"ack":' + msgspec.json.encode(ack)
     if options.timing:
@@ -314,11 +367,12 @@ def produce_ndjson(context: Context, request: Request, parameters: tuple[bytes, 
 class _PartReceipt:
     """Waits for one run of a typed batch."""
 
-    __slots__ = ("_batch", "_partition", "deadline_ns", "done")
+    __slots__ = ("_batch", "_partition", "deadline_ns", "done", "early")
 
     def __init__(self, batch: _BatchReceipt, partition: int) -> None:
         self.deadline_ns = batch.deadline_ns
         self.done = False
+        self.early = False
         self._batch = batch
         self._partition = partition
 
@@ -328,6 +382,9 @@ class _PartReceipt:
             {"partition": self._partition, "first_offset": base_offset, "count": count, "duplicate": duplicate}, log_index
         )
 
+    def written(self, base_offset: int, count: int, log_index: int) -> None:
+        """See ``pending.AppendWaiter``. Never told: a typed batch is answered whole, at its commit."""
+
     def failed(self, error: AyderError) -> None:
         """See ``pending.AppendWaiter``."""
         self._batch.refuse(error)
@@ -336,14 +393,14 @@ class _PartReceipt:
 class _BatchReceipt(Deferred):
     """Waits for every run of a typed batch; the first failure is the batch's, for its runs share one block and one verdict."""
 
-    __slots__ = ("_context", "_left", "_options", "_results", "_started_ns", "_topic", "deadline_ns")
+    __slots__ = ("_context", "_left", "_level", "_options", "_results", "_started_ns", "deadline_ns")
 
     def __init__(self, context: Context, options: _Options, topic: Topic, runs: int, now_ns: int) -> None:
         super().__init__()
         self.deadline_ns = now_ns + (options.timeout_ns or context.config.http.default_produce_timeout_ms * 1_000_000)
         self._context = context
         self._options = options
-        self._topic = topic
+        self._level = _level(context, topic, options)
         self._left = runs
         self._results: list[dict[str, object]] = []
         self._started_ns = now_ns
@@ -366,8 +423,8 @@ class _BatchReceipt(Deferred):
             "duplicate": all(each["duplicate"] for each in self._results),
             "results": self._results,
         }
-        facts = _extras(self._context.broker, self._topic, self._options, self._started_ns, log_index)
-        self.resolve(Response(200, msgspec.json.encode(receipt)[:-1] + facts + b"}"))
+        body, broker = msgspec.json.encode(receipt), self._context.broker
+        _answer_at(self, broker, self._level, self._options, self._started_ns, body, log_index, self.deadline_ns)
 
     def refuse(self, error: AyderError) -> None:
         """One run failed."""

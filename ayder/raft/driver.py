@@ -61,6 +61,10 @@ class BlockSource(Protocol):
         """Blocks in flight may or may not be committed by another leader; those that gather surely will not be."""
         ...
 
+    def progressed(self) -> None:
+        """More is on this disk, or on those of others."""
+        ...
+
     def refused(self, error: AyderError) -> None:
         """The block that was proposed last was surely not written, nor will it be."""
         ...
@@ -412,6 +416,7 @@ class Driver:
                     barrier.index = read.index
                     barrier.released.set()
         self.apply_committed()
+        self._source.progressed()
 
     def _send(self, messages: Iterable[Outbound]) -> None:
         for to, message in messages:

@@ -197,6 +197,11 @@ class Leader:
         match = self._match(persisted_index)
         return min(match.get(name, 0) for name in self.membership.all_voters)
 
+    def copies(self, index: LogIndex, persisted_index: LogIndex) -> int:
+        """How many voters are known to hold this entry on disk."""
+        match = self._match(persisted_index)
+        return sum(match.get(name, 0) >= index for name in self.membership.voters)
+
     def _match(self, persisted_index: LogIndex) -> dict[NodeId, LogIndex]:
         match = {name: progress.match_index for name, progress in self.progress.items()}
         match[self.node_id] = persisted_index

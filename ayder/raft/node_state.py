@@ -173,6 +173,11 @@ class NodeState:
         """While leading: everything up to here is on the disk of every voter (write mode ``sync-all``)."""
         return self._lead.everywhere_index(self.log.persisted_index) if self._lead else 0
 
+    def copies(self, index: LogIndex) -> int:
+        """How many voters are known to hold this entry on disk; of a committed one it is a majority, whoever says so."""
+        known = self._lead.copies(index, self.log.persisted_index) if self._lead else 0
+        return max(known, len(self.voters) // 2 + 1 if index <= self.commit_index else 0)
+
     @property
     def may_serve_reads(self) -> bool:
         """Whether this node leads and has committed an entry of its term, so that its commit index is current (R-13)."""

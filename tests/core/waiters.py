@@ -14,10 +14,14 @@ class Waiter:
     def __init__(self, deadline_ns: int = FAR_NS) -> None:
         self.deadline_ns = deadline_ns
         self.done = False
+        self.early = False
         self.told: list[object] = []
 
     def appended(self, base_offset: int, count: int, log_index: int, duplicate: bool) -> None:
         self.told.append((base_offset, count, log_index, duplicate))
+
+    def written(self, base_offset: int, count: int, log_index: int) -> None:
+        self.told.append(("written", base_offset, count, log_index))
 
     def applied(self, result: Result, log_index: int) -> None:
         self.told.append((result, log_index))
