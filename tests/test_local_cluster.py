@@ -7,7 +7,7 @@ import signal
 import socket
 import stat
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import attrs
@@ -245,8 +245,17 @@ def test_a_wrong_cluster_starts_nothing(
 def test_the_command_prints_urls_token_and_calls(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(local_cluster, "local_nodes", lambda *_: [stage.player(1, "ends"), stage.player(2, "ends")])
-    assert main(["cluster", "--data", str(stage.folder), "--base-port", "20000"]) == 1
+    def with_a_reader_that_stops_it(nodes: list[LocalNode], say: Callable[[str], None], lines: list[str]) -> LocalCluster:
+        def read(line: str) -> None:
+            say(line)
+            if line == lines[-1]:
+                signal.raise_signal(signal.SIGTERM)
+
+        return LocalCluster(nodes, read, lines)
+
+    monkeypatch.setattr(local_cluster, "local_nodes", lambda *_: [stage.player(1), stage.player(2)])
+    monkeypatch.setattr(local_cluster, "LocalCluster", with_a_reader_that_stops_it)
+    assert main(["cluster", "--data", str(stage.folder), "--base-port", "20000"]) == 0
     said = capsys.readouterr().out
     for number in (1, 2, 3):
         assert f"node-{number} listens on http://127.0.0.1:{19_999 + 2 * number}\n" in said
