@@ -91,7 +91,10 @@ class Clients:
 
     def _arrive(self, target: NodeId, operation: Operation, attempt: int) -> None:
         node = self._world.nodes[target]
-        if node.core is None or self._world.now < node.paused_until:
+        if node.core is None:
+            return
+        if self._world.now < node.paused_until:
+            node.calls.append(lambda: self._arrive(target, operation, attempt))
             return
         hint = node.core.leader_id
         if node.core.leadership is None:

@@ -53,6 +53,8 @@ class Disk:
         """Something was lost that had been synced: what this disk once acknowledged it may not hold now."""
         self.synced = 0
         """Frames whose sync returned."""
+        self.failed = False
+        """A sync failed: nothing may be promised any more (S-2)."""
         self._writing: tuple[list[Frame], HardState | None, Snapshot | None, bool] | None = None
 
     # -- LogView ------------------------------------------------------------------------------------------------------
@@ -116,6 +118,7 @@ class Disk:
         assert self._writing is not None
         frames, _, _, _ = self._writing
         self._writing = None
+        self.failed = True
         self.frames += [frame for frame in frames if rng.random() < 0.3]
 
     def _place(self, entry: LogEntry) -> None:
@@ -170,6 +173,7 @@ class Disk:
                 self.hard_state = hard_state
         if rot and self.synced:
             self.frames[rng.randrange(self.synced)].good = False
+        self.failed = False
         self.recover()
 
     def recover(self) -> None:

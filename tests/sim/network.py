@@ -41,6 +41,10 @@ class Network:
         """Nothing passes this way any more."""
         self._cut[sender, receiver] = 1
 
+    def mend(self, sender: NodeId, receiver: NodeId) -> None:
+        """This way is open again."""
+        self._cut.pop((sender, receiver), None)
+
     def heal(self) -> None:
         """Every link works."""
         self._cut.clear()

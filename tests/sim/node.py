@@ -73,6 +73,8 @@ class SimNode:
         self.life = 0
         self.paused_until = 0.0
         self.queued: list[Message] = []
+        self.calls: list[Any] = []
+        """What clients sent meanwhile."""
         self.waiting: dict[LogIndex, tuple[int, Any]] = {}
         """Index of a proposal: its term and the client operation that waits for it."""
         self.clock_offset_ms = 0
@@ -138,6 +140,7 @@ class SimNode:
         self.core = None
         self.waiting.clear()
         self.queued.clear()
+        self.calls.clear()
         self.reading.clear()
         self.paused_until = 0.0
         self.disk.power_cut(self.world.rng, torn=self.world.knobs.torn, rot=rot)
@@ -180,8 +183,12 @@ class SimNode:
         if life != self.life or self.core is None or self.world.now < self.paused_until:
             return
         queued, self.queued = self.queued, []
-        for message in queued:
-            self.receive(message)
+        calls, self.calls = self.calls, []
+        doings: list[Any] = [lambda message=message: self.receive(message) for message in queued] + calls
+        if self.world.rng.random() < 0.5:
+            doings = calls + doings[: len(queued)]  # clients first
+        for doing in doings:
+            doing()
 
     # -- after every step ---------------------------------------------------------------------------------------------
     def pump(self) -> None:

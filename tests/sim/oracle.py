@@ -6,8 +6,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ayder.entries import LogEntry, LogIndex, NodeId, Term
+from ayder.entries import EntryKind, LogEntry, LogIndex, NodeId, Term
 from ayder.raft.consensus import Consensus, Role
+from ayder.raft.membership import Membership
 from ayder.raft.messages import AppendEntries, AppendReply, HeartbeatReply, Outbound, RequestVote, VoteReply
 from tests.sim.node import SimNode, State
 
@@ -30,6 +31,9 @@ class Oracle:
         self._disk_terms: dict[NodeId, Term] = {}
         self._lead_last: dict[NodeId, tuple[Term, LogIndex]] = {}
         self._durable: dict[NodeId, dict[LogIndex, Term]] = {}
+        self._configurations: list[tuple[LogIndex, Membership]] = []
+        """As they were committed."""
+        self._bases: dict[NodeId, LogIndex] = {}
         self.elections = 0
         self.damage_seen = 0
 
@@ -50,11 +54,25 @@ class Oracle:
         disk_term = node.disk.hard_state.term
         assert disk_term >= self._disk_terms.get(node.name, 0), ("R-6: the term on disk went back", node)
         self._disk_terms[node.name] = disk_term
+        self._check_membership(node, core)
         if core.role is Role.LEADER:
             self._leads(node, core)
         if core.commit_index > commit:
             self._commit_moved(node, core, commit)
         self._seen[node.name] = (core.commit_index, node.state.applied_index, core.current_term)
+
+    def _check_membership(self, node: SimNode, core: Consensus) -> None:
+        """R-14: the configuration in force is the newest in the log, and a snapshot brings the one that held there."""
+        history = core._memberships._history
+        index, membership = history[-1]
+        if len(history) > 1:
+            entry = core.log._recent.get(index) or (node.disk.read(index, index) or [None])[0]
+            assert entry is not None and entry.payload == membership.encode(), ("R-14: in force but not in the log", node, index)
+        base, founding = history[0]
+        if base and base != self._bases.get(node.name):
+            self._bases[node.name] = base
+            known = [held for at, held in self._configurations if at <= base]
+            assert not known or known[-1] == founding, ("R-14: the snapshot's configuration is another", node, founding)
 
     def _leads(self, node: SimNode, core: Consensus) -> None:
         term = core.current_term
@@ -97,6 +115,8 @@ class Oracle:
             for index in range(max(before, self.max_committed, core.log.first_index - 1) + 1, commit + 1):
                 entry = core.log._recent.get(index) or node.disk.read(index, index)[0]
                 self.committed[index] = (entry.term, entry.payload)
+                if entry.kind is EntryKind.MEMBERSHIP:
+                    self._configurations.append((index, Membership.decode(entry.payload)))
             self.max_committed = commit
             self._check_newer_leaders(commit, term or 0)
         assert commit <= self.max_committed, ("R-8: committed what no leader committed", node)
@@ -126,6 +146,7 @@ class Oracle:
     def sends(self, node: SimNode, outbound: Outbound) -> None:
         """R-6: what a message promises is on the disk when it leaves."""
         message, saved = outbound.message, node.disk.hard_state
+        assert not node.disk.failed, ("S-2: goes on after a failed sync", node, message)
         self._world.note(node.name, outbound.to, type(message).__name__, message.term)
         if isinstance(message, VoteReply) and message.granted and not message.pre_vote:
             kept = saved.term > message.term or (saved.term, saved.voted_for) == (message.term, outbound.to)

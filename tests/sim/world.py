@@ -199,7 +199,7 @@ class World:
         if not recovered:
             raise AssertionError("R-17: no recovery", core, [self.nodes[name] for name in self.names])
         elections = self.oracle.elections
-        self.run_until(self.now + 5 * timeout)
+        self.run_until(self.now + 7 * timeout)
         assert self.oracle.elections <= elections + 1, ("R-17: no peace", self.oracle.elections - elections)
 
     def _newest_membership(self) -> Membership:
@@ -226,7 +226,7 @@ class World:
     def _harass(self, outsiders: list[NodeId], core: list[NodeId]) -> None:
         """Those outside the core hear or speak one way only, or stand still now and then."""
         for name in outsiders:
-            way = self.rng.choice(("deaf", "mute", "half", "pausing"))
+            way = self.rng.choice(("deaf", "mute", "half", "pausing", "flapping", "flapping"))
             for other in self.names:
                 if way == "deaf" or (way == "half" and self.rng.random() < 0.5):
                     self.network.cut(other, name)
@@ -234,6 +234,14 @@ class World:
                     self.network.cut(name, other)
             if way == "pausing":
                 self._pausing(self.nodes[name])
+            if way == "flapping":
+                self._flapping(name, True)
+
+    def _flapping(self, name: NodeId, cut: bool) -> None:
+        for other in self.names:
+            for link in ((name, other), (other, name)):
+                (self.network.cut if cut else self.network.mend)(*link)
+        self.schedule(self.rng.uniform(2, 4 if cut else 2) * self.knobs.election_ms, self._flapping, name, not cut)
 
     def _pausing(self, node: SimNode) -> None:
         node.pause(self.now + self.rng.uniform(1, 5) * self.knobs.election_ms)
