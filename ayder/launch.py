@@ -37,7 +37,7 @@ def config_from_process(
     """
     path = config_path or os.environ.get(CONFIG_FILE_VARIABLE)
     text = _read_config_file(path) if path else None
-    return load_config(argv_settings or {}, os.environ, text, bind_known=bind_known)
+    return load_config(argv_settings or {}, os.environ, text, bind_known=bind_known, host_name=os.uname().nodename)
 
 
 def _read_config_file(path: str) -> str:

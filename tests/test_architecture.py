@@ -24,7 +24,9 @@ PUBLIC_INDEX = re.compile(r"--(extra-)?index-url|--find-links|\bfiles\.pythonhos
 
 SHELLS = {
     f"ayder.{name}"
-    for name in ("__main__", "broker", "config_report", "fetch", "launch", "log_cleaner", "logs", "metrics", "node")
+    for name in (
+        "__main__", "broker", "config_report", "fetch", "launch", "local_cluster", "log_cleaner", "logs", "metrics", "node",
+    )  # fmt: skip
 }
 PURE_RAFT = {"consensus", "leader", "membership", "messages", "progress", "quorum", "raft_log", "wire"}
 PURE_HTTP = {"auth", "errors", "exchange", "params", "parser", "responses", "routes"}
