@@ -19,6 +19,7 @@ from ayder.errors import AyderError, ErrorCode
 from ayder.fetch import Page
 from ayder.http.context import Context
 from ayder.http.exchange import Answer, Headers, Request, Response, Work
+from ayder.http.linearizable import linearizable
 from ayder.http.pages import render_binary, render_json, render_ndjson
 from ayder.http.params import Query, invalid
 from ayder.http.routes import Route, Scope
@@ -101,9 +102,15 @@ def records(context: Context, request: Request, parameters: tuple[bytes, ...]) -
 
 def _read(context: Context, request: Request, raw_topic: bytes, raw_partition: bytes, group: str | None) -> Answer:
     options = _options(request.query)
+    if options.local:
+        return _read_here(context, request, options, raw_topic, raw_partition, group)
+    return linearizable(context, lambda: _read_here(context, request, options, raw_topic, raw_partition, group))
+
+
+def _read_here(
+    context: Context, request: Request, options: _Options, raw_topic: bytes, raw_partition: bytes, group: str | None
+) -> Response | Work:
     broker = context.broker
-    if not options.local and not broker.driver.ready:
-        raise broker.not_ready()
     topic = broker.topic(check_name("topic", raw_topic.decode("utf-8", "replace")))
     if not _PARTITION.fullmatch(raw_partition):
         raise invalid("partition", "must be a decimal number")
@@ -115,7 +122,7 @@ def _read(context: Context, request: Request, raw_topic: bytes, raw_partition: b
         resumed = resume_offset(request)
         return Work(lambda: _tail(reader, resumed))
     start = _start_in_memory(reader)
-    if start is not None and (options.local or broker.driver.alone):
+    if start is not None:
         page = context.fetcher.from_memory(partition, start, options.limit, options.max_bytes)
         if page is not None and (page.slices or not options.wait_ms):
             return _answer(reader, start, page)
@@ -123,8 +130,6 @@ def _read(context: Context, request: Request, raw_topic: bytes, raw_partition: b
 
 
 async def _fetch(reader: _Reader) -> Response:
-    if not reader.options.local and not reader.context.broker.driver.alone:
-        await reader.context.broker.read_barrier()
     start = await _start(reader)
     options, partition, fetcher = reader.options, reader.partition, reader.context.fetcher
     wait_ms = min(options.wait_ms, reader.context.config.http.max_long_poll_ms)

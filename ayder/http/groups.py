@@ -23,6 +23,7 @@ from ayder.errors import AyderError, ErrorCode
 from ayder.http.auth import Principal
 from ayder.http.context import Context
 from ayder.http.exchange import Answer, Request, Response, Work
+from ayder.http.linearizable import linearizable
 from ayder.http.params import Query, decode_json, invalid
 from ayder.http.routes import Route, Scope
 from ayder.records import check_name, partition_of
@@ -106,11 +107,14 @@ def _last_processed(body: CommitBody) -> int:
 # -- groups -------------------------------------------------------------------------------------------------------
 def list_groups(context: Context, request: Request, _parameters: tuple[bytes, ...]) -> Answer:
     """``GET /broker/groups``: those that committed in a topic the token may see, by name."""
-    _check_current(context)
     query, principal = Query(request.query), request.principal
     assert isinstance(principal, Principal)
     limit = query.integer("limit", DEFAULT_PAGE, least=1, most=MAX_PAGE) or DEFAULT_PAGE
     after = query.text("after")
+    return linearizable(context, lambda: _group_list(context, principal, limit, after))
+
+
+def _group_list(context: Context, principal: Principal, limit: int, after: str) -> Response:
     committed = context.broker.state.groups.committed
     names = heapq.nsmallest(
         limit + 1, (name for name, offsets in committed.items() if name > after and _may_see(context, principal, offsets))
@@ -121,10 +125,13 @@ def list_groups(context: Context, request: Request, _parameters: tuple[bytes, ..
 
 def describe_group(context: Context, request: Request, parameters: tuple[bytes, ...]) -> Answer:
     """``GET /broker/groups/{group}``: committed offset, end and lag of each partition it committed in."""
-    _check_current(context)
     principal = request.principal
     assert isinstance(principal, Principal)
     name = check_name("group", parameters[0].decode("utf-8", "replace"))
+    return linearizable(context, lambda: _group(context, principal, name))
+
+
+def _group(context: Context, principal: Principal, name: str) -> Response:
     offsets = _visible(context, principal, context.broker.state.groups.committed.get(name, {}))
     if not offsets:
         raise AyderError(ErrorCode.GROUP_NOT_FOUND, f"group {name!r} has no committed offset", group=name)

@@ -29,6 +29,7 @@ from ayder.errors import AyderError, ErrorCode
 from ayder.http.auth import Principal
 from ayder.http.context import Context
 from ayder.http.exchange import Answer, Request, Response, Work
+from ayder.http.linearizable import linearizable
 from ayder.http.params import Query, decode_json, invalid
 from ayder.http.routes import Route, Scope
 from ayder.partition import Partition
@@ -128,11 +129,14 @@ def _creation(context: Context, body: CreateTopicBody) -> CreateTopic:
 
 def list_topics(context: Context, request: Request, _parameters: tuple[bytes, ...]) -> Answer:
     """``GET /broker/topics``: those the token may read or write, by name."""
-    _check_current(context)
     query, principal = Query(request.query), request.principal
     limit = query.integer("limit", DEFAULT_PAGE, least=1, most=MAX_PAGE) or DEFAULT_PAGE
     after = query.text("after")
     assert isinstance(principal, Principal)
+    return linearizable(context, lambda: _topic_list(context, principal, limit, after))
+
+
+def _topic_list(context: Context, principal: Principal, limit: int, after: str) -> Response:
     by_name = context.broker.state.catalogue.by_name
     names = heapq.nsmallest(limit + 1, (name for name in by_name if name > after and principal.allows("describe", name)))
     topics = [_summary(by_name[name]) for name in names[:limit]]
@@ -151,8 +155,12 @@ def _summary(topic: Topic) -> dict[str, object]:
 
 def describe_topic(context: Context, _request: Request, parameters: tuple[bytes, ...]) -> Answer:
     """``GET /broker/topics/{topic}``."""
-    _check_current(context)
-    topic = context.broker.topic(_topic_name(parameters[0]))
+    name = _topic_name(parameters[0])
+    return linearizable(context, lambda: _topic(context, name))
+
+
+def _topic(context: Context, name: str) -> Response:
+    topic = context.broker.topic(name)
     partitions = [_partition_facts(context, topic, partition) for partition in topic.partitions]
     return _json({"ok": True, **_summary(topic), "partition_count": len(partitions), "partitions": partitions})
 
