@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -376,3 +377,20 @@ def test_keys_go_where_kafkas_clients_send_them(key: bytes, hash_: int) -> None:
     """Vectors of Kafka's own test of ``Utils.murmur2``."""
     assert murmur2(key) == hash_ % (1 << 32)
     assert partition_for_key(key, 7) == (hash_ & 0x7FFFFFFF) % 7
+
+
+def test_a_checkpoint_remembers_the_members_and_has_version_2_only_then() -> None:
+    state = applied(log_of_everything())
+    before = state.capture()
+    entry = LogEntry(
+        state.applied_index + 1, state.applied_term, EntryKind.MEMBERSHIP, state.log_time_ms, b"\x01\x01\x01a\x00\x00"
+    )
+    state.apply(entry, Placement(1, 0))
+    image = state.capture()
+    assert (before[:9], image[:9]) == (b"AYSTATE\x01\x98", b"AYSTATE\x02\x9a")
+    assert image.endswith(b"\xc4\x06" + entry.payload + msgspec.msgpack.encode(entry.index))
+    again = StateMachine(Sink())
+    again.restore(image)
+    assert (again.membership, again.membership_index) == (entry.payload, entry.index) and again.capture() == image
+    again.restore(before)
+    assert (again.membership, again.membership_index) == (b"", 0) and again.capture() == before

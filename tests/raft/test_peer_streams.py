@@ -688,6 +688,40 @@ async def test_a_peer_that_is_forgotten_is_cut_off(autojump_clock: trio.testing.
     assert await read_handshake(far) == Refusal("node-a is not a member")
 
 
+class ClosingStream(CountingStream):
+    """A stream that says when it is closed."""
+
+    def __init__(self, inner: trio.abc.Stream, told: Callable[[], None]) -> None:
+        super().__init__(inner)
+        self.told = told
+
+    async def aclose(self) -> None:
+        self.told()
+        await super().aclose()
+
+
+async def test_a_peer_that_is_forgotten_in_the_moment_its_turn_comes_is_cut_off(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    listener = Listener()
+    listener.gate = trio.Event()
+
+    def forget() -> None:
+        listener.inbound.forget(A)
+        listener.counters.pop(A, None)
+
+    near, far = memory_pair()
+    first = await listener.connect(nursery, pair=(ClosingStream(near, forget), far))
+    await first.send_all(wire_bytes(beat(1)))
+    await trio.testing.wait_all_tasks_blocked()
+    second = await listener.connect(nursery)
+    await second.send_all(wire_bytes(beat(2)))
+    await trio.testing.wait_all_tasks_blocked()
+    listener.gate.set()  # the first one ends: it gives its turn to the second one, then it is closed
+    assert await closed(second)
+    assert listener.rounds() == [1]
+
+
 @pytest.mark.parametrize("error", [OSError("the disk is gone"), AssertionError("a defect"), KeyError("another")])
 async def test_what_receive_raises_ends_the_node(error: Exception, autojump_clock: trio.testing.MockClock) -> None:
     listener = Listener()

@@ -16,6 +16,7 @@ import trustme
 from ayder.entries import EntryKind, LogEntry
 from ayder.raft.handshake import HandshakeReader, Hello, encode_hello
 from ayder.raft.messages import AppendEntries, Heartbeat, HeartbeatReply, Message
+from ayder.raft.peer_tls import is_loopback
 from ayder.raft.peers import PeerLimits, PeerNetwork, PeerTls
 
 CLUSTER = bytes(range(16))
@@ -36,7 +37,14 @@ class Node:
     """A peer network and what came out of it."""
 
     def __init__(
-        self, node_id: str, *, tls: PeerTls | None = None, limits: PeerLimits = QUICK, cluster_id: bytes = CLUSTER, port: int = 0
+        self,
+        node_id: str,
+        *,
+        tls: PeerTls | None = None,
+        limits: PeerLimits = QUICK,
+        cluster_id: bytes = CLUSTER,
+        port: int = 0,
+        jitter: float = 0.5,
     ) -> None:
         self.node_id = node_id
         self.heard: list[tuple[str, Message]] = []
@@ -56,6 +64,7 @@ class Node:
             receive=self.receive,
             next_append=self.next_append,
             lost=self.lost.append,
+            jitter=lambda: jitter,
         )
 
     async def receive(self, sender: str, message: Message) -> None:
@@ -146,6 +155,21 @@ async def test_a_peer_that_restarts_is_found_again(nursery: trio.Nursery, caplog
     lines = [record.message for record in caplog.records]
     assert lines.count("connected to node-b") == 2
     assert any(line.startswith("lost the connection to node-b: ") for line in lines)
+
+
+async def test_a_peer_that_connects_to_us_is_dialled_at_once(nursery: trio.Nursery, caplog: pytest.LogCaptureFixture) -> None:
+    here, there = Node(A, jitter=1e9), Node(B)  # the pause would take years
+    (held,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    address = held.socket.getsockname()
+    held.socket.close()
+    await nursery.start(here.run)
+    here.network.set_addresses({B: address})
+    await until(lambda: "cannot connect to node-b" in caplog.text)
+    assert "refused" in caplog.text
+    await nursery.start(there.run)
+    here.network._addresses[B] = there.address  # as if it had been there all the time
+    there.network.set_addresses({A: here.address})
+    await until(lambda: here.connected(B))
 
 
 async def test_membership_changes_connect_and_disconnect(nursery: trio.Nursery) -> None:
@@ -291,6 +315,11 @@ async def test_plain_connections_stay_on_this_machine() -> None:
     with pytest.raises(ValueError, match="without TLS"):
         allowed.set_addresses({B: ("10.1.2.3", 1)})
     assert set(allowed.facts().peers) == {B}
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.8.7", "::1", "::ffff:127.0.0.1", "localhost"])
+def test_loopback_has_many_names(host: str) -> None:
+    assert is_loopback(host)
 
 
 async def test_a_cluster_id_has_16_bytes() -> None:

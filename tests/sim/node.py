@@ -85,6 +85,8 @@ class SimNode:
         """Highest (term, index) this disk ever acknowledged."""
         self.contact: dict[NodeId, float] = {}
         self.led_since = 0.0
+        self.facts: tuple[Any, ...] = ()
+        """What the oracle looked at last."""
         self.configured = (0, 0.0)
         """The configuration it leads in, and since when."""
         self.reading: set[NodeId] = set()
@@ -153,6 +155,8 @@ class SimNode:
         world.schedule(world.tick_ms * self.rate, self.tick, life)
         if world.now >= self.paused_until:
             world.act(self, self.core.tick)
+            if self.core is not None:
+                world.oracle.ticked(self, self.core)
 
     def receive(self, message: Message) -> None:
         """A message arrived."""

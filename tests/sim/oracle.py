@@ -48,6 +48,13 @@ class Oracle:
 
     def stepped(self, node: SimNode, core: Consensus) -> None:
         """After each step of a node."""
+        facts = (
+            core.log.commit_index, node.state.applied_index, core.current_term, core.role, core.log.last_index,
+            core.membership_index, node.disk.hard_state.term, node.life,
+        )  # fmt: skip
+        if facts == node.facts:
+            return
+        node.facts = facts
         commit, applied, term = self._seen[node.name]
         assert core.commit_index >= commit and node.state.applied_index >= applied, ("R-15: commit or applied went back", node)
         assert core.current_term >= term, ("R-6: the term went back", node)
@@ -93,11 +100,12 @@ class Oracle:
         self._lead_last[node.name] = (term, core.last_index)
         changes = [index for index, _ in core._memberships._history if index > max(core.commit_index, self.max_committed)]
         assert len(changes) <= 1, ("R-14: two changes under way", node, changes)
-        self._check_contact(node, core)
 
-    def _check_contact(self, node: SimNode, core: Consensus) -> None:
+    def ticked(self, node: SimNode, core: Consensus) -> None:
         """R-12, with half an election timeout of grace for pauses that end."""
         world = self._world
+        if core.role is not Role.LEADER:
+            return
         limit = world.now - 1.6 * world.knobs.election_ms
         if core.membership_index != node.configured[0]:
             node.configured = (core.membership_index, world.now)
