@@ -719,6 +719,7 @@ async def test_a_peer_that_is_forgotten_in_the_moment_its_turn_comes_is_cut_off(
     await trio.testing.wait_all_tasks_blocked()
     listener.gate.set()  # the first one ends: it gives its turn to the second one, then it is closed
     assert await closed(second)
+    await trio.testing.wait_all_tasks_blocked()
     assert listener.rounds() == [1]
 
 
