@@ -99,6 +99,7 @@ class Story:
     # -- making a cluster ---------------------------------------------------------------------------------------------
     def do_cluster(self, *words: str) -> None:
         """``cluster a b c [batch=1] [inflight=1]``: founders with empty disks, every node an election timeout of 10 ticks."""
+        self.__init__()  # type: ignore[misc]  # nothing of an earlier cluster in the same file remains
         names = [word for word in words if "=" not in word]
         options = dict(word.split("=") for word in words if "=" in word)
         self.founders = tuple(names)
