@@ -30,6 +30,8 @@ from ayder.raft.wire import FrameReader
 __all__ = ["InboundPeers"]
 
 _REFUSALS_LOGGED_EVERY_S = 1.0
+_LEAST_GROWTH_BYTES = 64 << 10
+"""What a frame that is not complete has to grow by in the time of silence; signs of life alone are far less."""
 logger = logging.getLogger(__name__)
 
 
@@ -44,6 +46,25 @@ class _Connection:
     def end(self, why: str) -> None:
         self.over = self.over or why
         self.waiting.cancel()
+
+
+class _Progress:
+    """A frame comes to its end. One whose length was damaged on the way would swallow what follows, and a peer with little to say
+    would not be understood for hours: its signs of life keep the connection, and none of them is read."""
+
+    def __init__(self, window_s: float) -> None:
+        self._window_s = window_s
+        self._since = trio.current_time()
+        self._bytes = 0
+
+    def check(self, received: int, *, same_frame: bool) -> None:
+        """After each piece. Raises ``ProtocolError`` when a frame has hardly grown for the length of the window."""
+        now = trio.current_time()
+        self._bytes += received
+        if not same_frame or self._bytes >= _LEAST_GROWTH_BYTES:
+            self._since, self._bytes = now, 0
+        elif now - self._since > self._window_s:
+            raise ProtocolError("a frame does not come to its end")
 
 
 class InboundPeers:
@@ -166,12 +187,15 @@ class InboundPeers:
         sender, stream = connection.sender, connection.stream
         reader = FrameReader(sender, max_frame_bytes=self._limits.max_frame_bytes)
         counters = self._counters[sender]
+        progress = _Progress(self._limits.silence_timeout_s)
         while not connection.over:
             with deadline(self._limits.silence_timeout_s, "nothing was heard") as connection.waiting:
                 data = await read_some(stream)
             counters.received_bytes += len(data)
+            kept = reader.kept_bytes
             for message in reader.receive_data(data):
                 if connection.over:
                     return
                 counters.received_messages += 1
                 await self._receive(sender, message)
+            progress.check(len(data), same_frame=kept > 0 and reader.kept_bytes == kept + len(data))
