@@ -1,7 +1,7 @@
 """``deploy/`` without a container engine: what its files say about each other, about the settings and about a real node.
 
-The certificate script runs, and two nodes' TLS accepts what it makes. The dashboard asks for metrics that a node serves. Where
-``promtool`` is installed it reads the Prometheus file and every query.
+The certificate script runs, two nodes' TLS accepts what it makes, and the settings of the containers make a cluster of processes.
+What watches the nodes is in ``test_dashboard.py``.
 """
 
 import fnmatch
@@ -15,9 +15,11 @@ import ssl
 import stat
 import subprocess
 import sys
+import time
 import tomllib
 import urllib.request
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,21 +27,19 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from prometheus_client.parser import text_string_to_metric_families
 
 from ayder.config import load_config, token_hash
 from ayder.raft.frames import ProtocolError
 from ayder.raft.peer_tls import PeerTls, demand_name
 from tests.chaos.server import Server
+from tests.test_cluster_example import free_base_port
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
-DASHBOARD = DEPLOY / "grafana" / "dashboards" / "ayder.json"
 NODES = ("node-1", "node-2", "node-3")
 LIMIT_S = 30
 
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
-needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 
 
 def read_yaml(path: Path) -> Any:
@@ -183,125 +183,6 @@ def test_each_node_of_compose_is_configured(name: str) -> None:
     assert me is not None and me.host == name, "the others find it by its service name"
     (published,) = (interpolated(port) for port in service["ports"])
     assert published == f"{me.client_url.removeprefix('http://')}:{config.http.port}"
-
-
-# -- Prometheus and Grafana -----------------------------------------------------------------------------------------
-def test_prometheus_scrapes_the_nodes_of_compose() -> None:
-    (job,) = read_yaml(DEPLOY / "prometheus.yml")["scrape_configs"]
-    assert job["metrics_path"] == "/metrics"
-    assert [entry["targets"] for entry in job["static_configs"]] == [[f"{name}:1109"] for name in NODES]
-    mounts = compose()["services"]["prometheus"]["volumes"]
-    assert "./prometheus.yml:/etc/prometheus/prometheus.yml:ro" in mounts
-
-
-@needs_promtool
-def test_prometheus_accepts_its_file() -> None:
-    done = run("promtool", "check", "config", str(DEPLOY / "prometheus.yml"))
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def panels() -> list[dict[str, Any]]:
-    return [panel for panel in json.loads(DASHBOARD.read_text())["panels"] if panel["type"] != "row"]
-
-
-def queries() -> list[tuple[str, str, str]]:
-    """Panel title, query and legend of everything the dashboard shows."""
-    return [(panel["title"], target["expr"], target["legendFormat"]) for panel in panels() for target in panel["targets"]]
-
-
-def test_the_dashboard_is_provisioned() -> None:
-    (source,) = read_yaml(DEPLOY / "grafana" / "provisioning" / "datasources" / "prometheus.yml")["datasources"]
-    (provider,) = read_yaml(DEPLOY / "grafana" / "provisioning" / "dashboards" / "ayder.yml")["providers"]
-    services = compose()["services"]
-    assert f"./grafana/dashboards:{provider['options']['path']}:ro" in services["grafana"]["volumes"]
-    assert services["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"].endswith(f"/{DASHBOARD.name}")
-    host, port = re.fullmatch(r"http://(\w+):(\d+)", source["url"]).groups()
-    assert host in services and any(entry.endswith(f":{port}") for entry in services[host]["ports"])
-    used = {panel["datasource"]["uid"] for panel in panels()}
-    assert used == {source["uid"]}
-
-
-def test_the_dashboard_is_laid_out() -> None:
-    board = json.loads(DASHBOARD.read_text())
-    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
-    taken: set[tuple[int, int]] = set()
-    for panel in board["panels"]:
-        at = panel["gridPos"]
-        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
-        assert at["x"] + at["w"] <= 24 and not cells & taken, panel["title"]
-        taken |= cells
-    titles = {title for title, _, _ in queries()}
-    assert {
-        "Role",
-        "Term",
-        "Lag behind the newest commit",
-        "Commit latency",
-        "Write and sync of one append",
-        "Group lag",
-    } <= titles
-
-
-METRIC = re.compile(r"\b(?:ayder|process|ramforge|python)_[a-z0-9_]+")
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, set[str]]]:
-    """Every sample a node in use serves, with the names of its labels."""
-    with Server(tmp_path_factory.mktemp("metrics")) as server:
-        url = server.start()
-
-        def call(path: str, body: bytes | None = None) -> bytes:
-            request = urllib.request.Request(url + path, body, {"Authorization": "Bearer dev"})
-            with urllib.request.urlopen(request, timeout=LIMIT_S) as answer:
-                return bytes(answer.read())
-
-        call("/broker/topics", b'{"name":"orders","partitions":1}')
-        call("/broker/topics/orders/produce?partition=0", b"one")
-        call("/broker/consume/orders/billing/0?from=earliest")
-        call("/broker/commit", b'{"topic":"orders","group":"billing","partition":0,"offset":0}')
-        samples: dict[str, set[str]] = {}
-        for path in ("/metrics", "/metrics"):  # the second knows how long the first took
-            for family in text_string_to_metric_families(call(path).decode()):
-                for sample in family.samples:
-                    samples.setdefault(sample.name, set()).update(sample.labels)
-        yield samples
-
-
-@pytest.mark.parametrize(("title", "query", "legend"), queries(), ids=lambda text: text if len(text) < 40 else "")
-def test_a_node_serves_what_the_dashboard_asks_for(served: dict[str, set[str]], title: str, query: str, legend: str) -> None:
-    names = METRIC.findall(query)
-    assert names, query
-    assert set(names) <= set(served), f"{title}: {sorted(set(names) - set(served))} is not served"
-    known = {"instance", "job"}.union(*(served[name] for name in names))
-    grouped = {label.strip() for labels in re.findall(r"\bby \(([^)]*)\)", query) for label in labels.split(",")}
-    matched = set(re.findall(r"[{,]\s*(\w+)=~?\"", query))
-    assert grouped | matched <= known, f"{title}: no such label"
-    shown = set(re.findall(r"\{\{(\w+)\}\}", legend))
-    assert shown <= (grouped or known), f"{title}: the legend names a label that the query drops"
-
-
-def test_the_variables_of_the_dashboard_are_served(served: dict[str, set[str]]) -> None:
-    variables = json.loads(DASHBOARD.read_text())["templating"]["list"]
-    for variable in variables:
-        metric, label = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["query"]["query"]).groups()
-        assert metric in served and label in served[metric] | {"instance"}
-    used = {name for _, query, _ in queries() for name in re.findall(r"\$(\w+)", query)} - {"__rate_interval"}
-    assert used == {variable["name"] for variable in variables}
-
-
-@needs_promtool
-def test_prometheus_can_read_every_query(tmp_path: Path) -> None:
-    rules = [
-        {
-            "record": f"panel:{number}",
-            "expr": query.replace("$__rate_interval", "1m").replace("$instance", ".*").replace("$topic", ".*"),
-        }
-        for number, (_, query, _) in enumerate(queries())
-    ]
-    (tmp_path / "rules.json").write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))  # JSON is YAML
-    done = run("promtool", "check", "rules", str(tmp_path / "rules.json"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{len(rules)} rules found" in done.stdout
 
 
 # -- the health check -----------------------------------------------------------------------------------------------
@@ -461,3 +342,67 @@ def test_the_token_is_what_the_nodes_accept(secrets: Path, tmp_path: Path) -> No
 def test_a_name_that_is_none_is_refused(tmp_path: Path, name: str) -> None:
     done = make_secrets(tmp_path / "new", name)
     assert done.returncode == 2 and not (tmp_path / "new").exists(), done.stdout + done.stderr
+
+
+# -- all of it ------------------------------------------------------------------------------------------------------
+def ask(url: str, body: bytes | None = None) -> Any:
+    request = urllib.request.Request(url, body, {"Authorization": "Bearer a token"})
+    with urllib.request.urlopen(request, timeout=LIMIT_S) as answer:
+        return json.load(answer)
+
+
+def on_loopback(name: str, secrets: Path, ports: dict[str, int]) -> dict[str, str]:
+    """The environment of a container, with this machine's addresses and folders in it."""
+    environment = image_environment() | compose()["services"][name]["environment"]
+    members = [
+        {"id": member["id"], "host": "127.0.0.1", "raft_port": ports[member["id"]]}
+        for member in json.loads(interpolated(environment["AYDER_CLUSTER__NODES"]))
+    ]
+    environment = {key: value.replace("/run/ayder", str(secrets / name)) for key, value in environment.items()}
+    return environment | {
+        "AYDER_CLUSTER__NODES": json.dumps(members),
+        "AYDER_HTTP__HOST": "127.0.0.1",
+        "AYDER_HTTP__PORT": str(ports[name] + 1),
+        "AYDER_STORAGE__DATA_DIR": str(secrets / name / "data"),
+    }
+
+
+@needs_openssl
+@pytest.mark.slow
+@pytest.mark.chaos
+def test_the_nodes_of_compose_are_a_cluster(tmp_path: Path) -> None:
+    """Their settings, their certificates and their token, in processes on this machine: a write to one is read from all."""
+    assert make_secrets(tmp_path, *NODES, CLUSTER_TOKEN="a token").returncode == 0
+    base = free_base_port()
+    ports = {name: base + 2 * number for number, name in enumerate(NODES)}
+    urls = {name: f"http://127.0.0.1:{port + 1}" for name, port in ports.items()}
+    deadline = time.monotonic() + LIMIT_S
+
+    def eventually(attempt: Callable[[], Any], wanted: Callable[[Any], bool]) -> Any:
+        while True:
+            try:
+                if wanted(answer := attempt()):
+                    return answer
+            except OSError:
+                pass
+            assert time.monotonic() < deadline, (tmp_path / "log").read_text()[-8000:]
+            time.sleep(0.05)
+
+    def write() -> Any:
+        leader = ask(f"{urls['node-1']}/ready")["leader"]
+        return ask(f"{urls[leader or 'node-1']}/broker/topics/orders/produce?partition=0&idempotency_key=one", b"over TLS")
+
+    with ExitStack() as stack:
+        log = stack.enter_context((tmp_path / "log").open("wb"))
+        for name in NODES:
+            command = [sys.executable, "-m", "ayder", "serve"]
+            environment = os.environ | on_loopback(name, tmp_path, ports)
+            node = stack.enter_context(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+            stack.callback(node.kill)
+        for url in urls.values():
+            eventually(partial(ask, f"{url}/ready"), lambda answer: bool(answer["ready"]))
+        assert eventually(write, lambda answer: bool(answer["ok"]))["synced"]
+        for url in urls.values():
+            records = partial(ask, f"{url}/broker/topics/orders/0/records?consistency=local")
+            page = eventually(records, lambda answer: answer["count"] == 1)
+            assert page["messages"][0]["value"] == "over TLS"
