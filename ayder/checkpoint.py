@@ -22,7 +22,9 @@ from ayder.topics import Topic, TopicCatalogue
 
 __all__ = ["Snapshot", "StateImage", "catalogue_of", "decode_image", "groups_of", "snapshot"]
 
-IMAGE_VERSION: Final = 1
+IMAGE_VERSION: Final = 2
+_WITHOUT_MEMBERSHIP: Final = 1
+"""The version before: its images lack the last two fields. Still written where the members never changed, so that it can go back."""
 _MAGIC: Final = b"AYSTATE"
 
 
@@ -62,6 +64,10 @@ class StateImage(msgspec.Struct, array_like=True, frozen=True):
     default_retention: Retention
     topics: list[TopicImage]
     groups: dict[str, dict[int, int]]
+    membership: bytes = b""
+    """The newest MEMBERSHIP entry applied; empty: the founders are the members."""
+    membership_index: int = 0
+    """Where it stands in the log."""
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -77,11 +83,14 @@ class Snapshot:
     Taking one costs one small object a partition and nothing per idempotency key: the generations of the windows are shared.
     """
 
-    __slots__ = ("_groups", "_image", "_topics")
+    __slots__ = ("_groups", "_image", "_membership", "_topics")
 
     def __init__(self, image: StateImage, topics: Sequence[Topic], groups: ConsumerGroups) -> None:
         """``image`` is without topics and groups: they are taken from the living state."""
-        self._image = _without_tail(image, 2)
+        tail = _encoder.encode(image.membership) + _encoder.encode(image.membership_index)
+        self._membership = tail if image.membership else b""
+        version, fields = (IMAGE_VERSION, 10) if image.membership else (_WITHOUT_MEMBERSHIP, 8)
+        self._image = _MAGIC + bytes((version,)) + _head(_ARRAY, fields) + _without_tail(image, 2 + len(tail))[1:]
         self._topics = [
             (
                 _topic_head(topic),
@@ -104,7 +113,7 @@ class Snapshot:
         return b"".join(pieces)
 
     def _pieces(self) -> Iterator[bytes]:
-        yield _MAGIC + bytes((IMAGE_VERSION,)) + self._image + _head(_ARRAY, len(self._topics))
+        yield self._image + _head(_ARRAY, len(self._topics))
         for topic, partitions in self._topics:
             yield topic + _head(_ARRAY, len(partitions))
             for image, generations in partitions:
@@ -112,18 +121,28 @@ class Snapshot:
                 for generation in generations:
                     yield _encoder.encode(generation)[len(_head(_MAP, len(generation))) :]
         yield self._groups
+        yield self._membership
 
 
 def snapshot(
-    catalogue: TopicCatalogue, groups: ConsumerGroups, *, index: int, term: int, log_time_ms: int, state_hash: bytes
+    catalogue: TopicCatalogue,
+    groups: ConsumerGroups,
+    *,
+    index: int,
+    term: int,
+    log_time_ms: int,
+    state_hash: bytes,
+    membership: bytes = b"",
+    membership_index: int = 0,
 ) -> Snapshot:
     """The living state at this moment; it encodes to what a ``StateImage`` of it would, byte for byte."""
     facts = (index, term, log_time_ms, state_hash, catalogue.next_topic_id, catalogue.default_retention)
-    return Snapshot(StateImage(*facts, topics=[], groups={}), list(catalogue.by_id.values()), groups)
+    image = StateImage(*facts, topics=[], groups={}, membership=membership, membership_index=membership_index)
+    return Snapshot(image, list(catalogue.by_id.values()), groups)
 
 
 def _without_tail(image: msgspec.Struct, empty: int) -> bytes:
-    """An image encoded without its last ``empty`` fields, which are empty: one byte each."""
+    """An image encoded without its last fields, which are empty and take this many bytes."""
     return _encoder.encode(image)[:-empty]
 
 
@@ -137,8 +156,8 @@ def _head(kind: tuple[int, int], count: int) -> bytes:
 
 def decode_image(data: bytes) -> StateImage:
     """Raises ``CorruptLog`` for bytes that are no image of a version this release reads."""
-    if data[:7] != _MAGIC or data[7:8] != bytes((IMAGE_VERSION,)):
-        raise CorruptLog(f"a checkpoint begins with {data[:8]!r}: this release reads {_MAGIC!r} version {IMAGE_VERSION}")
+    if data[:7] != _MAGIC or data[7:8] not in (bytes((_WITHOUT_MEMBERSHIP,)), bytes((IMAGE_VERSION,))):
+        raise CorruptLog(f"a checkpoint begins with {data[:8]!r}: this release reads {_MAGIC!r} versions 1 to {IMAGE_VERSION}")
     try:
         return _decoder.decode(memoryview(data)[8:])
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:

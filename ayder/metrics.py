@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-__all__ = ["CONTENT_TYPE", "MAX_LABELS", "OTHER", "Histogram", "Metrics", "Sample", "TopicTraffic", "bounded"]
+__all__ = ["CONTENT_TYPE", "MAX_LABELS", "OTHER", "Histogram", "Metrics", "PeerSample", "Sample", "TopicTraffic", "bounded"]
 
 CONTENT_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
 MAX_LABELS: Final = 1000
@@ -100,6 +100,18 @@ class TopicTraffic:
         )
 
 
+@attrs.frozen(slots=True)
+class PeerSample:
+    """One other node of the cluster. ``match_index`` and ``lag`` are known to the leader only."""
+
+    connected: bool
+    queued_bytes: int
+    sent_bytes: int
+    received_bytes: int
+    match_index: int | None = None
+    lag: int | None = None
+
+
 @attrs.define(slots=True)
 class Sample:
     """One scrape's numbers. The caller fills in what it knows; ``Metrics.sample`` adds what was counted."""
@@ -111,6 +123,8 @@ class Sample:
     topics: dict[str, TopicTraffic] = attrs.field(factory=dict)
     group_lag: dict[tuple[str, str], int] = attrs.field(factory=dict)
     """(group, topic) → records not yet processed."""
+    peers: dict[str, PeerSample] = attrs.field(factory=dict)
+    """By node id: as many as the configuration names."""
     requests: dict[tuple[str, int], Histogram] = attrs.field(factory=dict)
     append: Histogram = attrs.field(factory=lambda: Histogram(LATENCY_BOUNDS))
     block_bytes: Histogram = attrs.field(factory=lambda: Histogram(SIZE_BOUNDS))
@@ -134,10 +148,14 @@ GAUGES: Final[dict[str, str]] = {
     "ayder_topics": "Topics",
     "ayder_partitions": "Partitions of all topics",
     "ayder_consumer_groups": "Consumer groups with a committed offset",
-    "ayder_raft_role": "0 leader, 1 follower, 2 candidate",
+    "ayder_raft_role": "0 leader, 1 follower, 2 candidate, 3 learner",
     "ayder_raft_term": "Current term",
     "ayder_raft_commit_index": "Newest committed log index",
     "ayder_raft_applied_index": "Newest applied log index",
+    "ayder_raft_voters": "Members whose votes and copies count",
+    "ayder_raft_learners": "Members that follow without a vote",
+    "ayder_raft_joint": "1 while a change of the voters is not finished",
+    "ayder_raft_damaged": "1 while this node repairs lost bytes and has no vote",
     "ayder_ready": "1 when the node takes reads and writes",
     "ayder_tick_lateness_seconds": "How late the last tick of the consensus clock came",
     "ramforge_ha_role": "0 leader, 1 follower, 2 candidate, 3 learner",
@@ -224,10 +242,10 @@ class Metrics:
         return generate_latest(registry) + generate_latest(self._process)
 
     @staticmethod
-    def render_gauges(gauges: dict[str, float]) -> bytes:
-        """The text of these gauges alone."""
+    def render_gauges(gauges: dict[str, float], peers: dict[str, PeerSample]) -> bytes:
+        """The text of these gauges and of these peers alone."""
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Families(Sample(gauges=gauges), gauges_only=True))
+        registry.register(_Families(Sample(gauges=gauges, peers=peers), gauges_only=True))
         return generate_latest(registry)
 
 
@@ -253,11 +271,13 @@ class _Families(Collector):
         for name, value in self._sample.gauges.items():
             yield GaugeMetricFamily(name, GAUGES[name], value=value)
         if self._gauges_only:
+            yield from self._peers()
             return
         for name, value in self._sample.counters.items():
             yield CounterMetricFamily(name, COUNTERS[name], value=value)
         yield from self._http()
         yield from self._log()
+        yield from self._peers()
         yield from self._topics()
 
     def _http(self) -> Iterator[Metric]:
@@ -293,6 +313,24 @@ class _Families(Collector):
                 durable.add(histogram)
         yield _histogram("ayder_commit_latency_seconds", "From a produce request to its durable, applied answer", durable)
         yield _histogram("ayder_sealed_durable_latency_seconds", "The same with the old buckets", durable, OLD_BOUNDS)
+
+    def _peers(self) -> Iterator[Metric]:
+        labels = ("peer",)
+        connected = GaugeMetricFamily("ayder_raft_peer_connected", "1 when this node has a connection to it", labels=labels)
+        queued = GaugeMetricFamily("ayder_raft_peer_queued_bytes", "Bytes that wait to be sent to it", labels=labels)
+        sent = CounterMetricFamily("ayder_raft_peer_sent_bytes", "Bytes sent to it", labels=labels)
+        received = CounterMetricFamily("ayder_raft_peer_received_bytes", "Bytes received from it", labels=labels)
+        match = GaugeMetricFamily("ayder_raft_peer_match_index", "On the leader: newest index on its disk", labels=labels)
+        lag = GaugeMetricFamily("ayder_raft_peer_lag_entries", "On the leader: entries it does not have yet", labels=labels)
+        for name, peer in self._sample.peers.items():
+            connected.add_metric((name,), int(peer.connected))
+            queued.add_metric((name,), peer.queued_bytes)
+            sent.add_metric((name,), peer.sent_bytes)
+            received.add_metric((name,), peer.received_bytes)
+            if peer.match_index is not None and peer.lag is not None:
+                match.add_metric((name,), peer.match_index)
+                lag.add_metric((name,), peer.lag)
+        yield from (connected, queued, sent, received, match, lag)
 
     def _topics(self) -> Iterator[Metric]:
         families = [

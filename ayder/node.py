@@ -13,7 +13,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -24,10 +24,10 @@ import trio
 
 from ayder.broker import Broker
 from ayder.config import Config
-from ayder.entries import LogIndex
+from ayder.entries import EntryKind, LogIndex
 from ayder.errors import AyderError, CorruptLog
 from ayder.fetch import Fetcher
-from ayder.http import consume, groups, openapi, operations, produce, topics
+from ayder.http import cluster, consume, groups, openapi, operations, produce, topics
 from ayder.http.admission import RateLimiter
 from ayder.http.app import HttpApplication
 from ayder.http.auth import Authenticator
@@ -42,7 +42,8 @@ from ayder.raft.consensus import Consensus, Role
 from ayder.raft.driver import Driver
 from ayder.raft.membership import Membership
 from ayder.raft.messages import SnapshotMeta
-from ayder.raft.peers import PeerLimits, PeerNetwork, PeerTls
+from ayder.raft.peers import PeerFacts, PeerLimits, PeerNetwork, PeerTls
+from ayder.state_machine import StateMachine
 from ayder.storage.backends import log_store_backend
 from ayder.storage.checkpoints import FileCheckpointStore, MemoryCheckpointStore
 from ayder.storage.directory_lock import DirectoryLock
@@ -51,8 +52,9 @@ __all__ = ["Node", "open_node", "run_node"]
 
 logger = logging.getLogger(__name__)
 
-ROUTES = (*produce.ROUTES, *consume.ROUTES, *topics.ROUTES, *groups.ROUTES, *operations.ROUTES, *openapi.ROUTES)
+ROUTES = (*produce.ROUTES, *consume.ROUTES, *topics.ROUTES, *groups.ROUTES, *operations.ROUTES, *cluster.ROUTES, *openapi.ROUTES)
 _FINAL_SYNC_S = 5.0
+_SCAN_BYTES = 4 << 20
 
 
 def wall_clock_ms() -> int:
@@ -81,13 +83,17 @@ class Node:
         if self.broker.shutting_down:
             reasons.append("the node is stopping")
         consensus = self.driver.consensus
-        if not self.driver.alone and consensus.leader_id is None:
+        if not self.driver.alone and not consensus.hears_leader:
             reasons.append("no leader is known")
         elif not self.driver.alone and consensus.leader_id != consensus.node_id:
             if self.broker.applied_index < consensus.commit_index:
                 reasons.append("this follower is catching up")
+            if consensus.node_id not in consensus.membership.everyone:
+                reasons.append("this node is not a member of the cluster")
         elif not self.driver.ready:
             reasons.append("the log of the last run is being applied")
+        if consensus.damaged:
+            reasons.append("this node repairs bytes that its disk lost")
         if self.driver.refuse_until_ns:
             reasons.append("the disk is full")
         return reasons
@@ -101,6 +107,10 @@ class Node:
         supply("ayder_sealed_queue_depth", lambda: broker.queued_blocks)
         supply("ayder_http_active_connections", lambda: sum(len(front.connections) for front in fronts))
         supply("ayder_http_bodies_in_flight_bytes", lambda: sum(front.held_body_bytes for front in fronts))
+
+    def peer_facts(self) -> Mapping[str, PeerFacts]:
+        """How the connections to the other nodes stand, by node id; empty for a node that is alone."""
+        return {} if self.network is None else self.network.facts().peers
 
     def begin_stop(self) -> None:
         """Take no new work; streams and long-polls end."""
@@ -131,7 +141,8 @@ class Node:
             return  # there is nobody to hand over to
         self.driver.advance()
         with trio.move_on_after(2 * self.config.raft.election_timeout_ms / 1000):
-            await self.driver.wait_follower()
+            while consensus.role is Role.LEADER:
+                await self.driver.wait_moved()
 
     async def wait_ready(self) -> None:
         """Until everything the log holds is applied and this node leads; a member of a cluster need not lead to serve."""
@@ -155,7 +166,8 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
         store, checkpoints = await trio.to_thread.run_sync(_open_storage, config, files)
         broker = Broker(config=config, store=store)
         checkpoint_index = _restore(broker, store, checkpoints)
-        node = _build(config, broker, store, checkpoints, _older(checkpoints, checkpoint_index))
+        memberships = await trio.to_thread.run_sync(_memberships, store, checkpoint_index) if config.cluster.nodes else []
+        node = _build(config, broker, store, checkpoints, _older(checkpoints, checkpoint_index), memberships)
         logger.info(
             "opened",
             extra={
@@ -230,7 +242,25 @@ def _older(checkpoints: Any, newest: LogIndex) -> LogIndex:
     return LogIndex(0 if older is None else older[0])
 
 
-def _build(config: Config, broker: Broker, store: Any, checkpoints: Any, collectable_index: LogIndex) -> Node:
+def _memberships(store: Any, checkpoint_index: LogIndex) -> list[tuple[LogIndex, Membership]]:
+    """In a worker: the configurations in the log behind the checkpoint, committed or not: the newest is in force (R-14)."""
+    found = []
+    first = checkpoint_index + 1
+    while first <= store.last_index:
+        entries = store.read_entries(first, store.last_index, _SCAN_BYTES)
+        found += [(entry.index, Membership.decode(entry.payload)) for entry in entries if entry.kind is EntryKind.MEMBERSHIP]
+        first = entries[-1].index + 1
+    return found
+
+
+def _build(
+    config: Config,
+    broker: Broker,
+    store: Any,
+    checkpoints: Any,
+    collectable_index: LogIndex,
+    memberships: list[tuple[LogIndex, Membership]],
+) -> Node:
     raft = config.raft
     voters = tuple(member.id for member in config.cluster.nodes) or (raft.node_id,)
     state = broker.state
@@ -241,9 +271,10 @@ def _build(config: Config, broker: Broker, store: Any, checkpoints: Any, collect
         election_ticks=max(1, raft.election_timeout_ms // raft.tick_ms),
         heartbeat_ticks=max(1, raft.heartbeat_interval_ms // raft.tick_ms),
         spread=random.SystemRandom().randrange,
-        snapshot=SnapshotMeta(state.applied_index, state.applied_term, Membership(voters=voters), state.log_time_ms)
+        snapshot=SnapshotMeta(state.applied_index, state.applied_term, _membership(state, voters), state.log_time_ms)
         if state.applied_index
         else None,
+        memberships=memberships,
     )
     for info in store.segments():  # the entries behind the checkpoint carry later times than the state does
         consensus.observe_log_time(info.last_time_ms)
@@ -275,6 +306,10 @@ def _build(config: Config, broker: Broker, store: Any, checkpoints: Any, collect
     )
     node.application = HttpApplication(context, ROUTES)
     return node
+
+
+def _membership(state: StateMachine, founders: tuple[str, ...]) -> Membership:
+    return Membership.decode(state.membership) if state.membership else Membership(voters=founders)
 
 
 def _network(config: Config, driver: Driver) -> PeerNetwork | None:

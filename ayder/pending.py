@@ -53,7 +53,7 @@ class AppendWaiter(Protocol):
     done: bool
     """Set by whoever told the waiter; nothing more is told to it."""
     early: bool
-    """Content with the leader's own disk: told ``written`` if that comes before the commit, and if the offset is known by then."""
+    """Content with the leader's own disk: told ``written`` if that comes before the commit and the offset is known by then."""
 
     def written(self, base_offset: int, count: int, log_index: int) -> None:
         """The records are on this disk. Unless another node comes to lead first, these will be their offsets."""
@@ -99,7 +99,8 @@ class PendingBlock:
     """The next block while it gathers. ``size_bytes`` is close to what ``encode`` will return."""
 
     __slots__ = (
-        "_early", "_open", "_slots", "_waiters", "early", "foreseeable", "makes_room", "next_deadline_ns", "record_counts", "size_bytes",
+        "_early", "_open", "_slots", "_waiters", "early", "foreseeable", "makes_room", "next_deadline_ns", "record_counts",
+        "size_bytes",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -198,7 +199,7 @@ class PendingBlock:
                 self._early += [(one, uid, before + at, size) for at, one in told if one.early]  # type: ignore[union-attr, misc]
 
     def tell_written(self, next_offsets: Callable[[int], int | None], log_index: int) -> None:
-        """The block is on this disk: tell those who are content with that. ``next_offsets``: each partition's, before the block."""
+        """The block is on this disk: tell those who are content with that. ``next_offsets``: a partition's, before the block."""
         for waiter, uid, place, count in self._early:
             base = next_offsets(uid)
             if base is not None and not waiter.done:

@@ -124,6 +124,9 @@ class StateMachine:
         self.applied_term = 0
         self.log_time_ms = 0
         self.state_hash = bytes(8)
+        self.membership = b""
+        """The newest MEMBERSHIP entry applied, as ``raft.membership`` encodes it; empty: the founders are the members."""
+        self.membership_index = 0
         self._batch: _Batch | None = None
         self.trim_version = 0
         """Moves when records were trimmed or a topic deleted: there may be disk space to give back."""
@@ -140,6 +143,8 @@ class StateMachine:
             term=self.applied_term,
             log_time_ms=self.log_time_ms,
             state_hash=self.state_hash,
+            membership=self.membership,
+            membership_index=self.membership_index,
         )
 
     def capture(self) -> bytes:
@@ -151,6 +156,7 @@ class StateMachine:
         image = decode_image(data)
         self.catalogue = catalogue_of(image)
         self.groups = groups_of(image)
+        self.membership, self.membership_index = image.membership, image.membership_index
         self.applied_index, self.applied_term = image.applied_index, image.applied_term
         self.log_time_ms, self.state_hash = image.log_time_ms, image.state_hash
         self.policy_version += 1
@@ -165,6 +171,8 @@ class StateMachine:
         assert entry.index == self.applied_index + 1, f"entry {entry.index} after {self.applied_index}"
         assert entry.log_time_ms >= self.log_time_ms, f"log time {entry.log_time_ms} after {self.log_time_ms}"
         self.applied_index, self.applied_term, self.log_time_ms = entry.index, entry.term, entry.log_time_ms
+        if entry.kind is EntryKind.MEMBERSHIP:
+            self.membership, self.membership_index = entry.payload, entry.index
         if entry.kind is not EntryKind.BLOCK:
             self._fold(entry, array("Q"), b"")
             return []

@@ -5,6 +5,7 @@ Owns: nothing but the references. Must not know: routes, sockets.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
 import attrs
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ayder.http.fan_out import FanOut
     from ayder.log_cleaner import LogCleaner
     from ayder.metrics import Metrics
+    from ayder.raft.peers import PeerFacts
 
 __all__ = ["Context", "NodeFacts"]
 
@@ -29,6 +31,10 @@ class NodeFacts(Protocol):
     @property
     def starting_reasons(self) -> list[str]:
         """Why the node is not ready; empty when it is."""
+        ...
+
+    def peer_facts(self) -> Mapping[str, PeerFacts]:
+        """How the connections to the other nodes stand, by node id; empty for a node that is alone."""
         ...
 
 

@@ -23,7 +23,7 @@ import msgspec
 
 from ayder import __version__
 from ayder.errors import ErrorCode
-from ayder.http import consume, groups, operations, produce, topics
+from ayder.http import cluster, consume, groups, operations, produce, topics
 from ayder.http.context import Context
 from ayder.http.errors import STATUS
 from ayder.http.exchange import Answer, Request, Response
@@ -138,7 +138,17 @@ DESCRIBED: Final[dict[tuple[str, str], Described]] = {
     ("POST", "/admin/sealed/release"): Described(reply="Released"),
     ("POST", "/admin/compact"): Described(reply="Compacted"),
     ("GET", "/ha/membership"): Described(reply="Membership"),
-    ("POST", "/ha/membership/{change}"): Described(errors=(_E.NOT_SUPPORTED, _E.ROUTE_NOT_FOUND)),
+    ("POST", "/ha/membership/{change}"): Described(
+        reply="MembershipChanged", body=cluster.MemberBody,
+        errors=(
+            *_JSON_ERRORS, _E.NOT_SUPPORTED, _E.ROUTE_NOT_FOUND, _E.CHANGE_IN_PROGRESS, _E.NOT_LEADER, _E.NO_QUORUM,
+            _E.COMMIT_TIMEOUT,
+        ),
+    ),
+    ("POST", "/ha/transfer"): Described(
+        reply="Transferred", body=cluster.TransferBody, body_required=False,
+        errors=(*_JSON_ERRORS, _E.NOT_LEADER, _E.NO_QUORUM, _E.COMMIT_TIMEOUT),
+    ),
     ("GET", "/openapi.json"): Described(other_replies=("application/json",)),
 }  # fmt: skip
 """By method and template. A test holds it against the route table."""
@@ -154,7 +164,7 @@ ROUTES = (Route("GET", "/openapi.json", openapi, None, summary="This document"),
 
 def table() -> tuple[Route, ...]:
     """Every route of a node, in the order of the document."""
-    return (*produce.ROUTES, *consume.ROUTES, *topics.ROUTES, *groups.ROUTES, *operations.ROUTES, *ROUTES)
+    return (*produce.ROUTES, *consume.ROUTES, *topics.ROUTES, *groups.ROUTES, *operations.ROUTES, *cluster.ROUTES, *ROUTES)
 
 
 @cache

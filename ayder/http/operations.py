@@ -1,4 +1,4 @@
-"""What operators and their machines ask: health, readiness, metrics, the state of the log on disk, membership.
+"""What operators and their machines ask: health, readiness, metrics, the state of the log on disk.
 
 Owns: these requests and replies, which numbers a scrape reads from where. Must not know: how metrics are rendered, how disk space
 is given back (``log_cleaner.py``).
@@ -20,13 +20,12 @@ from typing import Annotated, Final
 import msgspec
 import trio
 
-from ayder.errors import AyderError, ErrorCode
 from ayder.http.context import Context
 from ayder.http.exchange import Answer, Request, Response, Work
 from ayder.http.params import decode_json
 from ayder.http.routes import Route, Scope
-from ayder.metrics import CONTENT_TYPE, MAX_LABELS, OTHER, Sample, TopicTraffic
-from ayder.raft.consensus import Role
+from ayder.metrics import CONTENT_TYPE, MAX_LABELS, OTHER, PeerSample, Sample, TopicTraffic
+from ayder.raft.consensus import Consensus, Role
 from ayder.topics import Topic
 
 __all__ = ["ROUTES", "CollectBody"]
@@ -37,8 +36,7 @@ _ITEMS_A_SLICE: Final = 2000
 """Topics or committed offsets a scrape looks at before others have a turn."""
 _HEALTHY: Final = b'{"ok":1}'
 _NO_STORE: Final = ((b"cache-control", b"no-store"),)
-_MEMBERSHIP_EPOCH: Final = 1
-"""The membership a node of one is born with, and the only one it ever has."""
+_LEARNER: Final = 3
 
 _encode = msgspec.json.Encoder().encode
 
@@ -95,26 +93,62 @@ def metrics(context: Context, _request: Request, _parameters: tuple[bytes, ...])
 
 def metrics_ha(context: Context, _request: Request, _parameters: tuple[bytes, ...]) -> Answer:
     """``GET /metrics_ha``: the predecessor's gauges of the cluster, beside ours."""
-    driver = context.broker.driver
+    consensus = context.broker.driver.consensus
+    lead = consensus.leadership
     gauges = {
-        "ramforge_ha_role": _ROLES[driver.consensus.role],
-        "ramforge_ha_state": 0 if not driver.ready else 3 if context.node.starting_reasons else 1,
-        "ramforge_ha_term": driver.consensus.current_term,
-        "ramforge_ha_epoch": _MEMBERSHIP_EPOCH,
-        "ramforge_ha_joint_active": 0,
-        "ramforge_ha_fresh_quorum": int(driver.ready),
+        "ramforge_ha_role": _role(consensus),
+        "ramforge_ha_state": _state(context),
+        "ramforge_ha_term": consensus.current_term,
+        "ramforge_ha_epoch": max(1, context.broker.state.membership_index),
+        "ramforge_ha_joint_active": int(consensus.membership.is_joint),
+        "ramforge_ha_fresh_quorum": int(consensus.leader_id is not None if lead is None else lead.has_contact()),
         **_raft_gauges(context),
     }
-    return Response(200, context.metrics.render_gauges(gauges), CONTENT_TYPE, _NO_STORE)
+    return Response(200, context.metrics.render_gauges(gauges, _peers(context)), CONTENT_TYPE, _NO_STORE)
+
+
+def _role(consensus: Consensus) -> int:
+    return _LEARNER if consensus.node_id in consensus.membership.learners else _ROLES[consensus.role]
+
+
+def _state(context: Context) -> int:
+    """0 initializing: nobody leads, or this node does and has not applied its log yet; 1 ready; 3 degraded."""
+    if not context.node.starting_reasons:
+        return 1
+    driver = context.broker.driver
+    leads = driver.consensus.role is Role.LEADER
+    return 0 if driver.consensus.leader_id is None or (leads and not driver.ready) else 3
+
+
+def _peers(context: Context) -> dict[str, PeerSample]:
+    """Every other node of the cluster, as many as the configuration names."""
+    consensus = context.broker.driver.consensus
+    progress = {} if consensus.leadership is None else consensus.leadership.progress
+    sampled = {}
+    for name, facts in context.node.peer_facts().items():
+        match = progress[name].match_index if name in progress else None
+        sampled[name] = PeerSample(
+            facts.connected,
+            facts.queued_bytes,
+            facts.counters.sent_bytes,
+            facts.counters.received_bytes,
+            match,
+            None if match is None else consensus.last_index - match,
+        )
+    return sampled
 
 
 def _raft_gauges(context: Context) -> dict[str, float]:
     consensus = context.broker.driver.consensus
     return {
-        "ayder_raft_role": _ROLES[consensus.role],
+        "ayder_raft_role": _role(consensus),
         "ayder_raft_term": consensus.current_term,
         "ayder_raft_commit_index": consensus.commit_index,
         "ayder_raft_applied_index": context.broker.applied_index,
+        "ayder_raft_voters": len(consensus.voters),
+        "ayder_raft_learners": len(consensus.membership.learners),
+        "ayder_raft_joint": int(consensus.membership.is_joint),
+        "ayder_raft_damaged": int(consensus.damaged),
     }
 
 
@@ -139,6 +173,7 @@ async def _sample(context: Context) -> Sample:
         "ayder_topics": len(catalogue.by_name),
         "ayder_consumer_groups": len(groups.committed),
     }
+    sample.peers = _peers(context)
     sample.counters["ayder_cold_reads"] = context.fetcher.cold_reads
     context.metrics.forget_topics(catalogue.by_id)
     sample.gauges["ayder_partitions"] = await _add_traffic(context, sample)
@@ -252,42 +287,6 @@ def _size_bytes(context: Context) -> int:
     return sum(segment.size_bytes for segment in context.broker.store.segments())
 
 
-# -- membership ---------------------------------------------------------------------------------------------------
-def membership(context: Context, _request: Request, _parameters: tuple[bytes, ...]) -> Answer:
-    """``GET /ha/membership``: the voters, as bit masks over ``nodes`` and one by one."""
-    consensus, http = context.broker.driver.consensus, context.config.http
-    nodes = [
-        {
-            "index": index,
-            "node_id": voter,
-            "advertise_addr": None,
-            "http_addr": f"{http.host}:{http.port}",
-            "priority": 10,
-            "is_voter": True,
-            "is_learner": False,
-        }
-        for index, voter in enumerate(consensus.voters)
-    ]
-    voters_mask = (1 << len(nodes)) - 1
-    facts = {
-        "epoch": _MEMBERSHIP_EPOCH,
-        "joint_active": False,
-        "voters_old_mask": voters_mask,
-        "voters_new_mask": voters_mask,
-        "learners_mask": 0,
-        "node_count": len(nodes),
-        "nodes": nodes,
-    }
-    return Response(200, _encode({"ok": True, "membership": facts}))
-
-
-def change_membership(_context: Context, _request: Request, parameters: tuple[bytes, ...]) -> Answer:
-    """``POST /ha/membership/{change}``: a node of one takes no peers."""
-    if parameters[0] not in (b"add", b"promote", b"remove"):
-        raise AyderError(ErrorCode.ROUTE_NOT_FOUND, "a membership change is add, promote or remove")
-    raise AyderError(ErrorCode.NOT_SUPPORTED, "this version runs as a single node; its membership cannot change")
-
-
 ROUTES = (
     Route("GET", "/health", health, None, summary="Whether the process lives"),
     Route("GET", "/ready", ready, None, summary="Whether reads and writes are served"),
@@ -297,6 +296,4 @@ ROUTES = (
     Route("POST", "/admin/sealed/gc", sealed_gc, Scope("admin"), summary="Give back disk space"),
     Route("POST", "/admin/sealed/release", sealed_release, Scope("admin"), summary="Give back disk space (old name)"),
     Route("POST", "/admin/compact", compact, Scope("admin"), summary="Give back disk space (old name)"),
-    Route("GET", "/ha/membership", membership, Scope("admin"), summary="The nodes of the cluster"),
-    Route("POST", "/ha/membership/{change}", change_membership, Scope("admin"), summary="Add, promote or remove a node"),
 )

@@ -175,8 +175,13 @@ REPLIES: Final[dict[str, Schema]] = {
         "learners_mask": integer(), "node_count": integer(),
         "nodes": _list(_fields({
             "index": integer(), "node_id": text(), "advertise_addr": _nullable(text()), "http_addr": text(),
-            "priority": integer(), "is_voter": _boolean(), "is_learner": _boolean(),
+            "priority": integer(), "is_voter": _boolean(), "is_learner": _boolean(), "is_leader": _boolean(),
         })),
     })}),
+    "MembershipChanged": _fields(
+        {**_OK, "node_id": text()},
+        {"role": text(choices=("learner", "voter")), "index": integer("Of the node, in `nodes`"), "removed": _boolean()},
+    ),
+    "Transferred": _fields({**_OK, "node_id": text("Who leads"), "term": integer()}),
 }  # fmt: skip
 """Schemas of replies, by the name they have among the components."""

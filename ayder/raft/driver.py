@@ -167,7 +167,7 @@ class Driver:
         self._reads: dict[object, _Barrier] = {}
         self._applied_enough: list[tuple[LogIndex, trio.Event]] = []
         self._standing: tuple[Term, Role, NodeId | None] = (0, Role.FOLLOWER, None)
-        self._stepped_down: trio.Event | None = None
+        self._moved: trio.Event | None = None
         self.standing_changed: Callable[[], None] | None = None
         """Told when term, role or leader changed."""
         self.network: Network | None = None
@@ -195,11 +195,10 @@ class Driver:
         """Until the log of the last life is applied."""
         await self._caught_up.wait()
 
-    async def wait_follower(self) -> None:
-        """Until this node does not lead."""
-        while self.consensus.role is Role.LEADER:
-            self._stepped_down = self._stepped_down or trio.Event()
-            await self._stepped_down.wait()
+    async def wait_moved(self) -> None:
+        """Until something changed: who leads, what others hold, what is committed. The caller looks again, and bounds it."""
+        self._moved = self._moved or trio.Event()
+        await self._moved.wait()
 
     @property
     def alone(self) -> bool:
@@ -417,6 +416,9 @@ class Driver:
                     barrier.released.set()
         self.apply_committed()
         self._source.progressed()
+        if self._moved is not None:
+            self._moved.set()
+            self._moved = None
 
     def _send(self, messages: Iterable[Outbound]) -> None:
         for to, message in messages:
@@ -443,9 +445,6 @@ class Driver:
         if before[1] is Role.LEADER and (standing[0] != before[0] or standing[1] is not Role.LEADER):
             self.ready = False
             self._source.leadership_lost()
-            if self._stepped_down is not None:
-                self._stepped_down.set()
-                self._stepped_down = None
 
     def apply_committed(self) -> None:
         """Apply what is committed and at hand; leave the rest to the apply loop."""

@@ -173,6 +173,11 @@ class NodeState:
         """While leading: everything up to here is on the disk of every voter (write mode ``sync-all``)."""
         return self._lead.everywhere_index(self.log.persisted_index) if self._lead else 0
 
+    @property
+    def hears_leader(self) -> bool:
+        """Whether this node leads, or heard of a leader within two election timeouts; one without a vote never stands itself."""
+        return self._lead is not None or (self.leader_id is not None and self._silent_ticks < 2 * self._election_ticks)
+
     def copies(self, index: LogIndex) -> int:
         """How many voters are known to hold this entry on disk; of a committed one it is a majority, whoever says so."""
         known = self._lead.copies(index, self.log.persisted_index) if self._lead else 0

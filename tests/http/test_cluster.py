@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from ayder.http.schemas import REPLIES
 from tests.http.in_process import Client
+from tests.http.test_openapi import matches
 from tests.http.three_nodes import Cluster, name_of, three_nodes, until
 
 RECORDS = "/broker/topics/t/0/records?consistency=local"
@@ -18,7 +20,9 @@ async def members(client: Client) -> Any:
 
 
 async def change(cluster: Cluster, what: str, name: str) -> Any:
-    return await cluster.leader.post(f"/ha/membership/{what}", {"node_id": name})
+    reply = await cluster.leader.post(f"/ha/membership/{what}", {"node_id": name})
+    assert matches(REPLIES["MembershipChanged"], reply, REPLIES)
+    return reply
 
 
 async def test_everybody_says_who_belongs_and_who_leads() -> None:
@@ -164,3 +168,48 @@ async def test_a_follower_sends_changes_to_the_leader() -> None:
             assert (sent.status, sent.json()["error"]) == (307, "redirect_to_leader")
             member = cluster.leader.node.config.cluster.member(name_of(cluster.leader))
             assert member is not None and sent.headers[b"location"].decode() == member.client_url + path
+
+
+def _value(text: str, name: str, labels: str = "") -> float:
+    (line,) = [line for line in text.splitlines() if line.startswith(f"{name}{labels} ")]
+    return float(line.rpartition(" ")[2])
+
+
+async def test_metrics_say_how_each_node_stands() -> None:
+    async with three_nodes() as cluster:
+        await cluster.leader.produce("t", b"x")
+        await cluster.settle()
+        first, second = cluster.followers
+        for path in ("/metrics", "/metrics_ha"):
+            text = (await cluster.leader.call("GET", path, ok=200)).body.decode()
+            last = cluster.leader.node.driver.consensus.last_index
+            assert (_value(text, "ayder_raft_voters"), _value(text, "ayder_raft_joint")) == (3, 0)
+            for follower in (first, second):
+                labels = f'{{peer="{name_of(follower)}"}}'
+                assert _value(text, "ayder_raft_peer_connected", labels) == 1
+                assert 0 < _value(text, "ayder_raft_peer_match_index", labels) <= last
+                assert _value(text, "ayder_raft_peer_sent_bytes_total", labels) > 0
+                assert _value(text, "ayder_raft_peer_received_bytes_total", labels) > 0
+        seen = (await first.call("GET", "/metrics_ha", ok=200)).body.decode()
+        assert (_value(seen, "ramforge_ha_role"), _value(seen, "ramforge_ha_state")) == (1, 1)
+        assert "ayder_raft_peer_match_index{" not in seen, "only the leader knows"
+        await cluster.stop(name_of(first))
+        for number in range(3):
+            await cluster.leader.produce("t", b"%d" % number)
+        text = (await cluster.leader.call("GET", "/metrics_ha", ok=200)).body.decode()
+        assert _value(text, "ayder_raft_peer_lag_entries", f'{{peer="{name_of(first)}"}}') >= 3
+
+
+async def test_a_learner_says_so_and_a_node_without_a_leader_is_not_ready() -> None:
+    async with three_nodes() as cluster:
+        learner = cluster.followers[0]
+        await change(cluster, "remove", name_of(learner))
+        await change(cluster, "add", name_of(learner))
+        await until(lambda: name_of(learner) in learner.node.driver.consensus.membership.learners)
+        assert "ramforge_ha_role 3.0" in (await learner.call("GET", "/metrics_ha", ok=200)).body.decode()
+        assert (await learner.get("/ready"))["role"] == "follower"
+        for client in list(cluster.clients.values()):
+            if client is not learner:
+                await cluster.stop(name_of(client))
+        await until(lambda: learner.node.starting_reasons == ["no leader is known"])
+        assert (await learner.get("/ready", ok=503))["role"] == "follower"
