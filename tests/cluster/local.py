@@ -13,12 +13,13 @@ import random
 import re
 import signal
 import socket
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import ClassVar, Self, TypeVar
 
 import attrs
 
@@ -61,6 +62,9 @@ class Cluster:
     ``settings``: ``section__key=value``, for all nodes and lives.
     """
 
+    mistake: ClassVar[str] = ""
+    """Code that every node runs before its own: a defect made on purpose (``test_mutants.py``)."""
+
     def __init__(self, directory: Path, size: int = 3, **settings: object) -> None:
         self.names = tuple(f"n{i}" for i in range(1, size + 1))
         self._directory = directory
@@ -76,7 +80,7 @@ class Cluster:
 
     def _server(self, name: str) -> Server:
         directory = self._directory / name
-        launch = Launch("cluster", partial(_command, directory / "ayder.toml"), by_serve.environment, by_serve.url)
+        launch = Launch("cluster", partial(_command, directory / "ayder.toml", self.mistake), by_serve.environment, by_serve.url)
         settings = {key.replace(".", "__"): value for key, value in SEGMENTS.items()} | self._settings
         return Server(directory, launch, **({"raft__node_id": name} | settings))
 
@@ -244,11 +248,17 @@ class Cluster:
         return [name for name in self.names if any(value in path.read_bytes() for path in self.nodes[name].segments)]
 
 
-def _command(config: Path, data: Path, settings: Mapping[str, str]) -> list[str]:
+_MAIN = "\nimport sys\nfrom ayder.__main__ import main\nsys.exit(main(sys.argv[1:]))\n"
+
+
+def _command(config: Path, mistake: str, data: Path, settings: Mapping[str, str]) -> list[str]:
     """``serve`` without ``--bind``: a member listens where its configuration says that clients reach it."""
     words = list(by_serve.command(data, settings))
     at = words.index("--bind")
-    return [*words[:at], "--config", str(config), *words[at + 2 :]]
+    words[at : at + 2] = ["--config", str(config)]
+    if mistake:
+        words[:3] = [sys.executable, "-c", mistake + _MAIN]
+    return words
 
 
 def wait_for(ask: Callable[[], _T | None], complaint: str | Callable[[], str], seconds: float) -> _T:
