@@ -39,7 +39,9 @@ def test_the_committed_index_is_the_highest_that_some_majority_holds(size: int, 
 
 
 @given(
-    st.sets(st.sampled_from(NAMES), min_size=1), st.sets(st.sampled_from(NAMES)), st.lists(st.integers(0, 5), min_size=7, max_size=7)
+    st.sets(st.sampled_from(NAMES), min_size=1),
+    st.sets(st.sampled_from(NAMES)),
+    st.lists(st.integers(0, 5), min_size=7, max_size=7),
 )
 def test_a_joint_decision_is_one_of_both_halves(incoming: set[str], outgoing: set[str], matches: list[int]) -> None:
     match = dict(zip(NAMES, matches, strict=True))
@@ -51,7 +53,9 @@ def test_a_joint_decision_is_one_of_both_halves(incoming: set[str], outgoing: se
 
 
 @given(st.sets(st.sampled_from(NAMES), min_size=1), st.sets(st.sampled_from(NAMES)), st.sets(st.sampled_from(NAMES)))
-def test_a_poll_is_won_lost_or_open_by_what_the_rest_can_still_do(incoming: set[str], outgoing: set[str], granted: set[str]) -> None:
+def test_a_poll_is_won_lost_or_open_by_what_the_rest_can_still_do(
+    incoming: set[str], outgoing: set[str], granted: set[str]
+) -> None:
     for refused in (set(NAMES) - granted, set()):
         result = joint_vote(incoming, outgoing, granted, refused)
         rest = set(NAMES) - granted - refused
@@ -73,7 +77,9 @@ def test_names_that_are_no_voters_count_nowhere() -> None:
 
 # -- configurations -----------------------------------------------------------------------------------------------------------
 @given(
-    st.sets(st.sampled_from(NAMES), min_size=1), st.sets(st.sampled_from(NAMES)), st.sets(st.text(min_size=1, max_size=20), max_size=4)
+    st.sets(st.sampled_from(NAMES), min_size=1),
+    st.sets(st.sampled_from(NAMES)),
+    st.sets(st.text(min_size=1, max_size=20), max_size=4),
 )
 def test_a_configuration_survives_its_bytes(voters: set[str], outgoing: set[str], learners: set[str]) -> None:
     membership = Membership(voters=tuple(voters), outgoing=tuple(outgoing), learners=tuple(learners - voters - outgoing))

@@ -17,9 +17,23 @@ def test_the_story_goes_as_written(path: pathlib.Path) -> None:
 
 def test_all_stories_are_there() -> None:
     assert {
-        "figure_7", "figure_8", "pre_vote", "check_quorum", "conflicts", "snapshot_conflict", "joint", "joint_votes", "read_index",
-        "transfer", "stale_acks", "match_is_prev_plus_length", "damage", "old_terms", "slow_disk", "unverified",
-    } <= {path.stem for path in FILES}  # fmt: skip
+        "figure_7",
+        "figure_8",
+        "pre_vote",
+        "check_quorum",
+        "conflicts",
+        "snapshot_conflict",
+        "joint",
+        "joint_votes",
+        "read_index",
+        "transfer",
+        "stale_acks",
+        "match_is_prev_plus_length",
+        "damage",
+        "old_terms",
+        "slow_disk",
+        "unverified",
+    } <= {path.stem for path in FILES}
 
 
 def test_a_story_that_goes_otherwise_is_noticed() -> None:

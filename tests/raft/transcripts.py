@@ -17,9 +17,18 @@ from ayder.errors import AyderError
 from ayder.raft.consensus import Consensus, Ready
 from ayder.raft.membership import Membership
 from ayder.raft.messages import (
-    AppendEntries, AppendReply, Heartbeat, HeartbeatReply, InstallSnapshot, Message, Outbound, RequestVote, Snapshot, SnapshotMeta,
+    AppendEntries,
+    AppendReply,
+    Heartbeat,
+    HeartbeatReply,
+    InstallSnapshot,
+    Message,
+    Outbound,
+    RequestVote,
+    Snapshot,
+    SnapshotMeta,
     VoteReply,
-)  # fmt: skip
+)
 from ayder.raft.progress import Limits, ReadRange, SendSnapshot
 from tests.sim.disk import Disk
 

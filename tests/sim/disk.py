@@ -84,9 +84,7 @@ class Disk:
         return self.base[0] < index <= self.last_index and self.term_at(index) == term
 
     # -- writing ------------------------------------------------------------------------------------------------------
-    def write(
-        self, entries: Sequence[LogEntry], hard_state: HardState | None, snapshot: Snapshot | None, repaired: bool
-    ) -> None:
+    def write(self, entries: Sequence[LogEntry], hard_state: HardState | None, snapshot: Snapshot | None, repaired: bool) -> None:
         """Into the page cache; ``sync`` makes it last."""
         assert self._writing is None
         before = 0 if snapshot is not None or not self.frames else self.frames[-1].checksum

@@ -1,12 +1,14 @@
 """Classic mistakes of home-made Rafts (RELIABILITY 3.3 and 5), each as a patch of one method, and what notices it.
 
-``MUTANTS`` is the list. A mutant is killed when a run of the simulator raises, or when the directed test named in ``directed``
-fails under it; ``seeds`` is how many seeds from 0 that took when the list was last measured (``python -m tests.sim --mutants``).
-A suite that stays green under one of them is a defect of the suite.
+``MUTANTS`` is the list. A mutant is killed when a run of the simulator raises, when a golden story goes otherwise, or when the
+directed check named in ``directed`` fails under it. ``seeds`` is how many seeds from 0 the simulator needed when the list was
+last measured (``python -m tests.sim --mutants``), 0 where it did not notice within 20 s. A suite that stays green under one of them is
+a defect of the suite.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,12 +23,12 @@ from ayder.raft.messages import AppendEntries, AppendReply, Barrier, Heartbeat, 
 from ayder.raft.progress import Progress
 from ayder.raft.raft_log import RaftLog
 from ayder.raft.repair import Repair
-from tests.sim.clients import Clients
+from tests.raft.transcripts import TESTDATA, run_file
 from tests.sim.disk import Disk, Frame
 from tests.sim.node import SimNode, State
 from tests.sim.world import Failure, run_seed
 
-__all__ = ["MUTANTS", "Mutant", "applied", "kill"]
+__all__ = ["MUTANTS", "Mutant", "applied", "kill", "splice", "stories_that_notice"]
 
 Patch = tuple[type[Any], str, Any]
 
@@ -38,9 +40,11 @@ class Mutant:
     name: str
     patches: tuple[Patch, ...]
     seeds: int = 0
-    """Seeds the simulator needed; 0: it never noticed within the cap, the directed test does."""
+    """Seeds the simulator needed; 0: it did not notice within the cap."""
+    story: str = ""
+    """A golden story that notices."""
     directed: str = ""
-    """A function of ``tests/raft/test_directed.py``."""
+    """A function of this module that raises under the mutant and not without it."""
 
 
 @contextmanager
@@ -59,15 +63,30 @@ def applied(mutant: Mutant) -> Iterator[None]:
                 setattr(cls, name, value)
 
 
-def kill(mutant: Mutant, seeds: range) -> tuple[int, BaseException] | None:
+def kill(mutant: Mutant, seeds: range) -> tuple[int, Failure] | None:
     """The first seed that notices, and how; ``None`` when none does."""
     with applied(mutant):
         for seed in seeds:
             try:
                 run_seed(seed)
-            except (Failure, Exception) as error:  # any crash of the core counts: it is not silent
+            except Failure as error:
                 return seed, error
     return None
+
+
+def stories_that_notice(mutant: Mutant) -> list[str]:
+    """The golden stories of ``tests/raft/testdata`` that go otherwise under this mutant."""
+    noticed = []
+    with applied(mutant):
+        for path in sorted(TESTDATA.glob("*.txt")):
+            text = path.read_text(encoding="utf-8")
+            try:
+                same = run_file(text) == text
+            except Exception:  # the core notices by itself
+                same = False
+            if not same:
+                noticed.append(path.stem)
+    return noticed
 
 
 # -- votes ----------------------------------------------------------------------------------------------------------------
@@ -355,7 +374,7 @@ def _learners_count(self: Membership, match_index: Any) -> int:
 
 def _no_rollback(self: MembershipHistory, first_gone: int) -> None:
     while self._history[-1][0] >= first_gone:
-        index, membership = self._history.pop()
+        _, membership = self._history.pop()
         if not self._history or self._history[-1][0] < first_gone:
             self._history.append((first_gone - 1, membership))
             return
@@ -411,6 +430,33 @@ def _stale_timeout_now(self: Consensus, message: Any) -> None:
     _step(self, message)
 
 
+def splice() -> None:
+    """A power cut leaves the end of an unfinished write and not its beginning: recovery must not join two histories."""
+
+    class Second(random.Random):
+        """Of three unsynced frames the last two survive."""
+
+        def __init__(self) -> None:
+            super().__init__(0)
+            self.draws = iter((0.99, 0.0, 0.0, 0.99))
+
+        def random(self) -> float:
+            return next(self.draws)
+
+        def choice(self, options: Any) -> Any:
+            return 0.5
+
+    def entries(first: int, last: int, term: int) -> list[LogEntry]:
+        return [LogEntry(index, term, EntryKind.BLOCK, 0, b"%d" % term) for index in range(first, last + 1)]
+
+    disk = Disk()
+    disk.write(entries(1, 6, 1), HardState(1), None, False)
+    disk.sync()
+    disk.write(entries(4, 6, 2), None, None, False)
+    disk.power_cut(Second(), torn=False, rot=False)
+    assert [entry.term for entry in disk.entries] == [1] * 6, disk.entries
+
+
 MUTANTS: tuple[Mutant, ...] = (
     Mutant("vote without log check", ((RaftLog, "is_up_to_date", lambda self, index, term: True),)),
     Mutant("vote by index only", ((RaftLog, "is_up_to_date", lambda self, index, term: index >= self.last_index),)),
@@ -447,7 +493,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("no pre-vote", ((Consensus, "campaign", _stand_at_once),)),
     Mutant("no check-quorum", ((Leader, "has_contact", _always_in_contact),)),
     Mutant("pre-vote refused without the term", ((Consensus, "_on_pre_vote", _refuse_without_term),)),
-    Mutant("log records not chained", ((Disk, "accepts", _unchained),)),
+    Mutant("log records not chained", ((Disk, "accepts", _unchained),), directed="splice"),
     Mutant("stale acknowledgements counted", ((Consensus, "step", _count_stale_acks),)),
     # -- beyond the 28 of RELIABILITY 3.3
     Mutant("pre-vote changes the term", ((Consensus, "_on_pre_vote", _pre_vote_takes_term),)),

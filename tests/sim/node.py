@@ -343,9 +343,7 @@ class SimNode:
         """The state as it is, and the configuration that held there."""
         self.effect()
         state = self.state
-        meta = SnapshotMeta(
-            state.applied_index, state.applied_term, core.membership_at(state.applied_index), state.log_time_ms
-        )
+        meta = SnapshotMeta(state.applied_index, state.applied_term, core.membership_at(state.applied_index), state.log_time_ms)
         data: Any = state.copy()
         self.disk.checkpoint(Snapshot(meta, data), self.world.knobs.keep_behind)
         core.log_compacted(meta.index)

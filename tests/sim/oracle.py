@@ -92,7 +92,11 @@ class Oracle:
             known = self.committed.get(self.max_committed)
             gone = self.max_committed < core.log.first_index
             newer = known is not None and known[0] > term  # votes of a term that is over may still come together
-            assert known is None or gone or newer or held == known[0], ("R-4: a leader lacks what is committed", node, self.max_committed)
+            assert known is None or gone or newer or held == known[0], (
+                "R-4: a leader lacks what is committed",
+                node,
+                self.max_committed,
+            )
             self._world.leader_elected(node)
         assert self.leaders[term] == node.name, ("R-1: two leaders in one term", term, self.leaders[term], node)
         before = self._lead_last.get(node.name, (0, 0))

@@ -64,9 +64,7 @@ class World:
         founders = tuple(f"n{number}" for number in range(1, self.knobs.nodes + 1))
         spares = tuple(f"s{number}" for number in range(1, self.knobs.spares + 1))
         self.names: list[NodeId] = [*founders, *spares]
-        self.network = Network(
-            random.Random(f"network {seed}"), self.knobs, self.schedule, self.deliver, lambda: self.now
-        )
+        self.network = Network(random.Random(f"network {seed}"), self.knobs, self.schedule, self.deliver, lambda: self.now)
         self.oracle = Oracle(self)
         self.nemesis = Nemesis(self, random.Random(f"nemesis {seed}"))
         self.clients = Clients(self, random.Random(f"clients {seed}"))
@@ -169,8 +167,8 @@ class World:
             self.run_until(self.knobs.safety_ms)
             self._recover()
             self._check_at_rest()
-        except AssertionError as error:
-            raise Failure(f"seed {self.seed} at {self.now:.1f} ms: {error}\n{self.knobs}") from error
+        except Exception as error:  # an assertion of the core or the oracle, or a crash of the code under test
+            raise Failure(f"seed {self.seed} at {self.now:.1f} ms: {error!r}\n{self.knobs}") from error
         return self._outcome()
 
     def _check_logs(self) -> None:
@@ -285,5 +283,3 @@ class World:
 def run_seed(seed: int, node_class: type[SimNode] = SimNode, knobs: Knobs | None = None) -> Outcome:
     """One run. Raises ``Failure``."""
     return World(seed, knobs, node_class).run()
-
-
