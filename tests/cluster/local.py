@@ -102,7 +102,8 @@ class Cluster:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         for node in self.nodes.values():
-            node.__exit__(kind, error, trace)
+            if node.lives:
+                node.__exit__(kind, error, trace)
 
     # -- life and death ---------------------------------------------------------------------------------------------
     def start(self, *names: str) -> None:
