@@ -21,6 +21,7 @@ from ayder.http.auth import ANONYMOUS, Principal
 from ayder.http.context import Context
 from ayder.http.errors import error_response
 from ayder.http.exchange import Answer, Deferred, Request, Response, Work
+from ayder.http.forwarding import Forwarder
 from ayder.http.routes import Body, Match, Route, Router
 
 __all__ = ["HttpApplication"]
@@ -40,6 +41,7 @@ class HttpApplication:
         self._limits = {Body.PRODUCE: http.max_produce_body_bytes, Body.CONTROL: http.max_control_body_bytes}
         self._origins = frozenset(origin.encode() for origin in http.cors_origins)
         self._observe = context.metrics.observe_request
+        self._forwarder = Forwarder(context.config)
 
     @property
     def routes(self) -> tuple[Route, ...]:
@@ -109,6 +111,8 @@ class HttpApplication:
         try:
             answer = match.route.handler(self._context, request, match.parameters)
         except AyderError as error:
+            if leader_url := self._forwards(request, error):
+                return Work(partial(self._run, request, partial(self._forwarder.call, request, leader_url)))
             return self._finish(request, self._error(error, request))
         except Exception as error:
             return self._finish(request, self._unexpected(request, error))
@@ -127,10 +131,17 @@ class HttpApplication:
         try:
             response = await run()
         except AyderError as error:
+            if leader_url := self._forwards(request, error):  # a call to the leader never says not_leader itself
+                return await self._run(request, partial(self._forwarder.call, request, leader_url))
             response = self._error(error, request)
         except Exception as error:
             response = self._unexpected(request, error)
         return self._finish(request, response)
+
+    def _forwards(self, request: Request, error: AyderError) -> str | None:
+        """Where to take a request that only the leader can answer; ``None``: its client is told."""
+        leader_url: str | None = error.facts.get("leader_url") if error.code is ErrorCode.NOT_LEADER else None
+        return leader_url if leader_url and self._forwarder.wants(request) else None
 
     def refuse(self, code: str, message: str) -> Response:
         """The answer for what a front refuses by itself."""

@@ -3,8 +3,7 @@
 Owns: these requests and replies. Must not know: the rules of a change (``raft/membership.py``), how peers are reached.
 
 Every node knows the addresses of the nodes its configuration names, and those of no other: a node that is to come must be in
-``cluster.nodes`` of all. What changes here is who among them has a vote. Removing a node and adding it again is how one comes back
-whose disk was replaced.
+``cluster.nodes`` of all. What changes here is who among them has a vote. One whose disk was replaced is removed and added again.
 
 Invariants: one change at a time; a change is answered when it is committed, a promotion through its joint configuration; asking
 for what is the case already changes nothing. Source: API.md 9; PREDECESSOR A16; thesis 4.1 - 4.4, 3.10.
