@@ -273,7 +273,7 @@ class ClusterConfig:
     tls_key: str = setting("", "PEM file with its private key")
     write_mode: str = setting(
         "sync-majority",
-        "a write is answered when it is on the disk of: nobody yet, a majority, every node that is up",
+        "a write is answered when it is on the disk of: the leader alone, a majority, every voter",
         one_of=("async", "sync-majority", "sync-all"),
     )
     redirect_status: int = setting(307, "status by which a follower sends a client to the leader", one_of=(307, 308))
