@@ -22,7 +22,7 @@ from tests.chaos.checker import Anomaly
 from tests.chaos.history import Completion, Produce, Receipt, Recorder
 from tests.chaos.operations import LogOperations
 from tests.chaos.workload import read_everything, set_up_topics
-from tests.cluster.clients import LOCAL, ClusterTraffic, read_locally
+from tests.cluster.clients import LOCAL, STARTS, ClusterTraffic, read_locally
 from tests.cluster.judge import check_cluster, nodes_agree, one_leader_a_term
 from tests.cluster.local import Cluster
 from tests.cluster.proxy import Network, open_network
@@ -82,6 +82,7 @@ class _Run:
         self._clients = clients
         self._chance = random.Random(seed)
         self._network = Network({})
+        self._process_event: Callable[[str], None] = lambda _what: None
         self._done: dict[str, int] = {}
         self._broken: list[tuple[int, int]] = []
         """Stretches of the history during which something was broken."""
@@ -91,6 +92,7 @@ class _Run:
         with contextlib.closing(Recorder(directory / "history.jsonl")) as recorder:
             async with open_network(self._cluster.addresses, self._seed) as self._network:
                 self._cluster.proxied = {names: link.port for names, link in self._network.links.items()}
+                self._process_event = recorder.process
                 traffic = ClusterTraffic(recorder, self._seed, self._cluster.client_ports)
                 await trio.to_thread.run_sync(self._cluster.start)
                 traffic.port = self._cluster.client_ports[await self._leader()]
@@ -149,6 +151,9 @@ class _Run:
         await trio.sleep(self._chance.uniform(least, most))
 
     async def _start(self, names: Sequence[str]) -> None:
+        await trio.sleep(0.1)  # answers of the life before are taken down
+        for name in names:
+            self._process_event(STARTS + name)
         await trio.to_thread.run_sync(self._cluster.start, *names)
 
     # -- faults -----------------------------------------------------------------------------------------------------

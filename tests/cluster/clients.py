@@ -20,9 +20,11 @@ from tests.chaos.history import FinalPartition, Read, Recorder, Result
 from tests.chaos.http_client import Connection, NotSent, Unanswered
 from tests.chaos.workload import TOPICS, Traffic, _Client, _page, _read_partition
 
-__all__ = ["LOCAL", "ClusterTraffic", "read_locally"]
+__all__ = ["LOCAL", "STARTS", "ClusterTraffic", "read_locally"]
 
 LOCAL = "local "
+STARTS = "starts "
+"""A process event of the history: this node begins a new life."""
 CALL_S = 8.0
 _MAX_HOPS = 6
 _PAUSE_S = 0.05

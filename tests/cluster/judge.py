@@ -2,21 +2,22 @@
 
 Owns: which rule holds for which reads. Must not know: how the history came about.
 
-A local read may be old, so it is exempt from freshness (L9) and from what is known of positions (L11, T2); it must not show what
-was refused or never sent (L5, L6), differ from any other read (L3), or skip (L7); and one node's own reads never go back, but
-for a restart, after which it holds what it has applied again (C-4).
+A local read may be old, so it is exempt from freshness (L9) and from what is known of positions (L11, T2). It must not show what
+was refused or never sent (L5, L6), differ from any other read (L3), or skip (L7); and until a node starts again, what it shows never
+becomes less (C-4).
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
 from tests.chaos.checker import RULES, Anomaly, no_phantoms, offsets_are_dense, reads_agree, refused_stay_away
-from tests.chaos.history import Event, FinalPartition, Invocation
+from tests.chaos.history import Completion, Event, FinalPartition, Invocation, Page, ProcessEvent, Read
 from tests.chaos.operations import LogOperations
-from tests.cluster.clients import LOCAL
+from tests.cluster.clients import LOCAL, STARTS
 
-__all__ = ["check_cluster", "nodes_agree", "one_leader_a_term"]
+__all__ = ["check_cluster", "local_reads_go_on", "nodes_agree", "one_leader_a_term"]
 
 RULES_OF_ALL_READS = (refused_stay_away, no_phantoms, reads_agree, offsets_are_dense)
 
@@ -29,7 +30,25 @@ def check_cluster(events: Iterable[Event]) -> list[Anomaly]:
     everything = LogOperations(events)
     strict = [anomaly for rule in RULES for anomaly in rule(linearizable)]
     loose = [anomaly for rule in RULES_OF_ALL_READS for anomaly in rule(everything)]
-    return [*strict, *(anomaly for anomaly in loose if anomaly not in strict)]
+    return [*strict, *(anomaly for anomaly in loose if anomaly not in strict), *local_reads_go_on(events)]
+
+
+def local_reads_go_on(events: Iterable[Event]) -> Iterator[Anomaly]:
+    """C-4. A node that starts may show less than before: it applies again what it learns to be committed."""
+    asked: dict[int, tuple[str, str, int]] = {}
+    ends: dict[str, dict[tuple[str, int], int]] = defaultdict(dict)
+    for event in events:
+        match event:
+            case Invocation(client=client, action=Read(topic=topic, partition=partition)) if client.startswith(LOCAL):
+                asked[event.id] = (client.removeprefix(LOCAL), topic, partition)
+            case Completion(result=Page(high_watermark=end)) if event.id in asked:
+                node, topic, partition = asked.pop(event.id)
+                floor = ends[node].setdefault((topic, partition), end)
+                if end < floor:
+                    yield Anomaly("C4", f"{node} showed {topic}/{partition} up to {floor}, then to {end} (operation {event.id})")
+                ends[node][topic, partition] = max(end, floor)
+            case ProcessEvent(what=what) if what.startswith(STARTS):
+                ends.pop(what.removeprefix(STARTS), None)
 
 
 def nodes_agree(held: Mapping[str, Mapping[tuple[str, int], FinalPartition]]) -> Iterator[Anomaly]:
