@@ -86,7 +86,7 @@ class Node:
         if not self.driver.alone and not consensus.hears_leader:
             reasons.append("no leader is known")
         elif not self.driver.alone and consensus.leader_id != consensus.node_id:
-            if self.broker.applied_index < consensus.commit_index:
+            if self.broker.applied_index + consensus.limits.catch_up_entries < consensus.commit_index:
                 reasons.append("this follower is catching up")
             if consensus.node_id not in consensus.membership.everyone:
                 reasons.append("this node is not a member of the cluster")

@@ -213,3 +213,15 @@ async def test_a_learner_says_so_and_a_node_without_a_leader_is_not_ready() -> N
                 await cluster.stop(name_of(client))
         await until(lambda: learner.node.starting_reasons == ["no leader is known"])
         assert (await learner.get("/ready", ok=503))["role"] == "follower"
+
+
+async def test_a_follower_is_ready_while_it_is_a_little_behind_and_not_when_it_is_far() -> None:
+    """Under load there is always an entry that is committed and not applied here yet."""
+    async with three_nodes() as cluster:
+        node = cluster.followers[0].node
+        applied = node.broker.applied_index
+        node.broker.state.applied_index = applied - 50
+        assert node.starting_reasons == []
+        node.broker.state.applied_index = applied - 500
+        assert node.starting_reasons == ["this follower is catching up"]
+        node.broker.state.applied_index = applied
