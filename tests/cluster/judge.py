@@ -3,8 +3,8 @@
 Owns: which rule holds for which reads. Must not know: how the history came about.
 
 A local read may be old, so it is exempt from freshness (L9) and from what is known of positions (L11, T2). It must not show what
-was refused or never sent (L5, L6), differ from any other read (L3), or skip (L7); and until a node starts again, what it shows never
-becomes less (C-4).
+was refused or never sent (L5, L6), differ from any other read (L3), or skip (L7); and until a node starts again, what it shows
+never becomes less (C-4).
 """
 
 from __future__ import annotations
