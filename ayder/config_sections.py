@@ -230,7 +230,7 @@ class MemberConfig:
     host: str = setting(attrs.NOTHING, "name or address the other nodes call", check=_host)
     raft_port: int = setting(attrs.NOTHING, "port the other nodes call; clients are on the next", at_least=1, at_most=65534)
     http_url: str = setting("", "where clients reach it; empty: `http://host:(raft_port+1)`", check=_url)
-    priority: int = setting(10, "of two nodes that could lead, the one with more does", at_least=0, at_most=1_000)
+    priority: int = setting(10, "kept for configurations of the predecessor; it changes nothing", at_least=0, at_most=1_000)
 
     @property
     def client_url(self) -> str:

@@ -228,6 +228,7 @@ class _Prepared:
 
 def produce(context: Context, request: Request, parameters: tuple[bytes, ...]) -> Answer:
     """``POST /broker/topics/{topic}/produce``: the body is the value."""
+    _demand_ready(context.broker)
     memo = request.memo
     prepared = memo.prepared if memo is not None else None
     if not isinstance(prepared, _Prepared):
@@ -240,6 +241,12 @@ def produce(context: Context, request: Request, parameters: tuple[bytes, ...]) -
     options = prepared.options
     submit = partial(_submit_one, context, prepared, value=request.body)
     return _create_first(context, prepared.topic, submit, options, options.partition)
+
+
+def _demand_ready(broker: Broker) -> None:
+    """Before anything is judged: a follower's catalogue may be old, so what a topic allows is the leader's to say."""
+    if not broker.driver.ready:
+        raise broker.not_ready()
 
 
 def _prepare(context: Context, request: Request, parameters: tuple[bytes, ...]) -> _Prepared:
@@ -345,6 +352,7 @@ async def _create_then(context: Context, name: str, submit: Callable[[Topic], De
 # -- batches ------------------------------------------------------------------------------------------------------
 def produce_ndjson(context: Context, request: Request, parameters: tuple[bytes, ...]) -> Answer:
     """``POST /broker/topics/{topic}/produce-ndjson``: one record a line, all or nothing, contiguous."""
+    _demand_ready(context.broker)
     content_type = request.headers.get(b"content-type", b"").split(b";")[0].strip().lower()
     if content_type == _RECORDS_TYPE:
         return _produce_typed(context, request, parameters)
