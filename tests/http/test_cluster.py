@@ -125,7 +125,7 @@ async def test_what_cannot_be_is_refused_and_changes_nothing(path: str, body: ob
 
 
 async def test_one_change_at_a_time_and_a_learner_must_be_there_to_be_promoted() -> None:
-    async with three_nodes(http__default_produce_timeout_ms=600) as cluster:
+    async with three_nodes(http__default_produce_timeout_ms=2000) as cluster:
         gone = name_of(cluster.followers[0])
         await change(cluster, "remove", gone)
         await cluster.stop(gone)

@@ -11,9 +11,11 @@ import attrs
 import trio
 
 from ayder.config import load_config
+from ayder.entries import NodeId
 from ayder.http.server import HttpServer
 from ayder.node import Node, open_node
 from ayder.raft.consensus import Role
+from ayder.raft.messages import AppendReply, Message
 from tests.http.in_process import Client
 
 NAMES = ("n1", "n2", "n3")
@@ -111,12 +113,17 @@ async def until(condition: Callable[[], object]) -> None:
             await trio.sleep(0.01)
 
 
-def silence(node: Node) -> None:
-    """Whatever this node would send is lost; what others send still arrives."""
+def withhold_copies(node: Node) -> None:
+    """This node follows, but what it says of its disk gets lost: its copies never count."""
     network = node.network
     assert network is not None
-    for outbound in network._outbound.values():
-        outbound.send = lambda message: None  # type: ignore[method-assign]
+    send = network.send
+
+    def send_others(to: NodeId, message: Message) -> None:
+        if not isinstance(message, AppendReply):
+            send(to, message)
+
+    network.send = send_others  # type: ignore[method-assign]
 
 
 @contextlib.asynccontextmanager
