@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,23 @@ async def test_a_follower_goes_and_comes_back_as_learner_then_as_voter(tmp_path:
         await cluster.settle()
         page = await cluster.clients[gone].get(f"{RECORDS}&limit=10")
         assert page["high_watermark"] >= 1
+
+
+async def test_a_node_whose_disk_was_replaced_comes_back_with_everything(tmp_path: Path) -> None:
+    async with three_nodes(tmp_path) as cluster:
+        await cluster.leader.produce("t", b"before")
+        gone = name_of(cluster.followers[0])
+        await change(cluster, "remove", gone)
+        await cluster.stop(gone)
+        shutil.rmtree(tmp_path / gone)
+        await cluster.start(gone)
+        await change(cluster, "add", gone)
+        await change(cluster, "promote", gone)
+        receipt = await cluster.leader.post("/broker/topics/t/produce?ack=all&partition=0", b"after")
+        assert receipt["ack"]["copies"] == 3
+        await cluster.settle()
+        page = await cluster.clients[gone].get(RECORDS)
+        assert [message["value"] for message in page["messages"]] == ["before", "after"]
 
 
 async def test_the_leader_removes_itself_and_another_leads() -> None:
