@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -19,7 +21,7 @@ from tests.cluster.proxy import open_network
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 
-QUESTIONS = {
+QUESTIONS: dict[str, Callable[[Any], bool]] = {
     "/broker/groups/g": lambda said: said["partitions"][0]["committed_offset"] == 3,
     "/broker/groups": lambda said: len(said["groups"]) == 2,
     "/broker/topics/t": lambda said: said["partitions"][0]["high_watermark"] == 6,
