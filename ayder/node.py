@@ -216,7 +216,7 @@ def _open_storage(config: Config, files: ExitStack) -> tuple[Any, Any]:
     files.callback(store.close)
     if len(config.cluster.nodes) > 1 and store.first_index > 1:
         raise CorruptLog(
-            f"{directory} belonged to a node alone that has given disk space back, so its log no longer begins at its first entry: "
+            f"{directory} belonged to a node alone that has given disk space back, so its log begins after its first entry: "
             "the other nodes could never catch up from it. Start the cluster on empty directories"
         )
     return store, checkpoints
