@@ -56,6 +56,7 @@ format: $(VENV)/.dev
 # The generated part of the documentation; a test fails when it is stale.
 docs: $(VENV)/.dev
 	$(BIN)/python -m ayder.config_report docs/configuration.md
+	$(BIN)/python -m ayder.http.openapi docs/openapi.json
 
 # Needs uv. The files name packages, versions and hashes, and no index.
 UV_COMPILE := uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \

@@ -78,7 +78,8 @@ _BATCH_ID: Final = integer(
 _LIMITS: Final = {"ttl_ms": _nullable(integer("0: no limit")), "max_bytes": _nullable(integer("0: no limit"))}
 _DURABLE: Final = {
     "partition": integer(least=0), "batch_id": _BATCH_ID, "sealed": _boolean(), "durable": _boolean("It is synced to disk"),
-    "mode": text(choices=("sealed",)), "synced": _boolean(), "duplicate": _boolean("The idempotency key was seen before"),
+    "mode": text(choices=("sealed", "memory")), "synced": _nullable(_boolean()),
+    "duplicate": _boolean("The idempotency key was seen before"),
 }  # fmt: skip
 _RECEIPT_EXTRAS: Final = {
     "ack": _with("With `receipt=1` or `ack`", {"type": "object"}),

@@ -58,9 +58,8 @@ def measure(node: Node, targets: list[str], seconds: float, *, keyed: bool) -> N
     sizes = [path.stat().st_size for path in (node.data / "checkpoints").glob("*.ckp")]
     p999, worst = taken[int(len(taken) * 0.999)], ", ".join(f"{one:.0f}" for one in taken[:-6:-1])
     over = sum(one > 20 for one in taken)
-    print(
-        f"    probe p50 {taken[len(taken) // 2]:.1f} ms  p99.9 {p999:.0f} ms  worst {worst} ms  over 20 ms: {over} of {len(taken):,}"
-    )
+    most = f"p50 {taken[len(taken) // 2]:.1f} ms  p99.9 {p999:.0f} ms  worst {worst} ms"
+    print(f"    probe {most}  over 20 ms: {over} of {len(taken):,}")
     checkpoint = f"checkpoint {max(sizes, default=0) / 1e6:.1f} MB"
     print(f"    load {load}; segments {sealed:+d}, {checkpoint}, memory {node.rss_mb():.0f} MB", flush=True)
 
