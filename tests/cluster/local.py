@@ -41,6 +41,7 @@ SEGMENTS = {
     "storage.segment_bytes": "262144",
     "storage.segment_blocks": "1000",
 }
+"""Small, so that segments roll and checkpoints are made; not so small that what a follower misses in seconds is collected."""
 ELECTION_TIMEOUT_MS = 1000
 
 

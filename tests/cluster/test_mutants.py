@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.server import ServerDied
+from tests.cluster.chaos import run_chaos
 from tests.cluster.local import Cluster
 from tests.cluster.test_scenarios import (
     test_h2_a_stale_node_does_not_win_and_nothing_acknowledged_is_lost as stale_node_scenario,
@@ -54,3 +55,14 @@ async def test_a_read_without_a_round_is_found_out(tmp_path: Path, monkeypatch: 
     with pytest.raises(BaseExceptionGroup) as caught:
         await deposed_leader_scenario(tmp_path)
     assert caught.group_contains(AssertionError, match="/broker/groups/g: 200")
+
+
+def test_the_history_of_commits_without_a_majority_is_condemned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the whole run: a leader that is cut off acknowledges what is gone when it comes back."""
+    monkeypatch.setattr(Cluster, "mistake", COMMITS_ALONE)
+    try:
+        findings = run_chaos(tmp_path, seed=1, faults=("isolate leader", "isolate leader"), clients=4)
+    except (AssertionError, TimeoutError, ServerDied, BaseExceptionGroup) as noticed:
+        print(f"noticed before the end: {noticed!r:.300}")
+    else:
+        assert {"L1", "L2", "L3", "L7"} & {anomaly.code for anomaly in findings.anomalies}, findings
