@@ -25,10 +25,19 @@ PUBLIC_INDEX = re.compile(r"--(extra-)?index-url|--find-links|\bfiles\.pythonhos
 SHELLS = {
     f"ayder.{name}"
     for name in (
-        "__main__", "broker", "config_report", "fetch", "launch", "local_cluster", "log_cleaner", "logs", "metrics", "node",
-    )  # fmt: skip
+        "__main__",
+        "broker",
+        "config_report",
+        "fetch",
+        "launch",
+        "local_cluster",
+        "log_cleaner",
+        "logs",
+        "metrics",
+        "node",
+    )
 }
-PURE_RAFT = {"consensus", "leader", "membership", "messages", "progress", "quorum", "raft_log", "wire"}
+PURE_RAFT = {"consensus", "frames", "handshake", "leader", "membership", "messages", "progress", "quorum", "raft_log", "wire"}
 PURE_HTTP = {"auth", "errors", "exchange", "params", "parser", "responses", "routes"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -338,14 +338,15 @@ async def _open_real_node() -> AsyncIterator[tuple[Opened, HttpConfig]]:
     config, _ = await trio.to_thread.run_sync(launch.with_token, launch.config_from_process(bind_known=False))
     node.set_up_logging(config.logging)
     async with node.open_node(config) as opened:
-        yield _RealNode(opened), config.http
+        yield _RealNode(opened, node.tune_process), config.http
 
 
 class _RealNode:
     """``ayder.node.Node`` as the launch wants it."""
 
-    def __init__(self, node: Any) -> None:
+    def __init__(self, node: Any, tune_process: Callable[[], None]) -> None:
         self._node = node
+        self._tune_process = tune_process
         self.application: Application = node.application
 
     def add_front(self, front: Front) -> None:
@@ -355,6 +356,7 @@ class _RealNode:
     async def wait_ready(self) -> None:
         """Until everything the log holds is applied."""
         await self._node.wait_ready()
+        self._tune_process()
 
     def begin_stop(self) -> None:
         """From now on the node says that it is not ready and takes nothing new."""
