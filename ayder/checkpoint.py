@@ -24,7 +24,7 @@ __all__ = ["Snapshot", "StateImage", "catalogue_of", "decode_image", "groups_of"
 
 IMAGE_VERSION: Final = 2
 _WITHOUT_MEMBERSHIP: Final = 1
-"""The version before: its images lack the last two fields. Still written where the members never changed, so that it can go back."""
+"""The version before: its images lack the last two fields. Still written where the members never changed: one can go back."""
 _MAGIC: Final = b"AYSTATE"
 
 

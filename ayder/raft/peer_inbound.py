@@ -43,6 +43,10 @@ class _Connection:
     """Why nothing more is taken from it, once that is so."""
     waiting: trio.CancelScope = attrs.field(factory=trio.CancelScope)
 
+    def is_over(self) -> bool:
+        """It may be ended from outside while its task waits."""
+        return bool(self.over)
+
     def end(self, why: str) -> None:
         self.over = self.over or why
         self.waiting.cancel()
@@ -170,7 +174,7 @@ class InboundPeers:
             with connection.waiting:
                 await turn.acquire()
                 mine = True
-            if mine and not connection.over:
+            if mine and not connection.is_over():
                 logger.info("%s connected to us", sender)
                 await self._read(connection)
         except (LinkLost, ProtocolError) as error:
@@ -188,13 +192,13 @@ class InboundPeers:
         reader = FrameReader(sender, max_frame_bytes=self._limits.max_frame_bytes)
         counters = self._counters[sender]
         progress = _Progress(self._limits.silence_timeout_s)
-        while not connection.over:
+        while not connection.is_over():
             with deadline(self._limits.silence_timeout_s, "nothing was heard") as connection.waiting:
                 data = await read_some(stream)
             counters.received_bytes += len(data)
             kept = reader.kept_bytes
             for message in reader.receive_data(data):
-                if connection.over:
+                if connection.is_over():
                     return
                 counters.received_messages += 1
                 await self._receive(sender, message)

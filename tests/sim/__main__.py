@@ -1,7 +1,7 @@
 """Run the simulator for as long as you like: ``python -m tests.sim --seed N --minutes M [--mutants]``.
 
-Seeds go up from N. A failing seed is printed with its knobs; ``--seed N --minutes 0`` runs that one again. ``--mutants`` breaks the
-code in every way of the list instead and says how many seeds each took.
+Seeds go up from N. A failing seed is printed with its knobs; ``--seed N --minutes 0`` runs that one again. ``--mutants``
+breaks the code in every way of the list instead and says how many seeds each took.
 """
 
 from __future__ import annotations
@@ -42,15 +42,10 @@ def soak(first: int, minutes: float) -> int:
         seconds = time.perf_counter() - began
         if seconds >= 60 * minutes:
             break
-    hours = totals["simulated_ms"] / 3_600_000
-    print(
-        f"{seed - first} seeds from {first}, {failures} failed, {(seed - first) / seconds:.1f} a second, {hours:.3f} simulated hours"
-    )
-    print(
-        ", ".join(
-            f"{totals[name]} {name}" for name in ("events", "appends", "reads", "elections", "crashes", "damages", "changes")
-        )
-    )
+    hours, rate = totals["simulated_ms"] / 3_600_000, (seed - first) / seconds
+    print(f"{seed - first} seeds from {first}, {failures} failed, {rate:.1f} a second, {hours:.3f} simulated hours")
+    shown = ("events", "appends", "reads", "elections", "crashes", "damages", "snapshots", "changes")
+    print(", ".join(f"{totals[name]} {name}" for name in shown))
     return failures
 
 

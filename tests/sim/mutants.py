@@ -2,8 +2,8 @@
 
 ``MUTANTS`` is the list. A mutant is killed when a run of the simulator raises, when a golden story goes otherwise, or when the
 directed check named in ``directed`` fails under it. ``seeds`` is how many seeds from 0 the simulator needed when the list was
-last measured (``python -m tests.sim --mutants``), 0 where it did not notice within 20 s. A suite that stays green under one of them is
-a defect of the suite.
+last measured (``python -m tests.sim --mutants``), 0 where it did not notice within 20 s. A suite that stays green under one of
+them is a defect of the suite.
 """
 
 from __future__ import annotations
@@ -458,55 +458,77 @@ def splice() -> None:
 
 
 MUTANTS: tuple[Mutant, ...] = (
-    Mutant("vote without log check", ((RaftLog, "is_up_to_date", lambda self, index, term: True),)),
-    Mutant("vote by index only", ((RaftLog, "is_up_to_date", lambda self, index, term: index >= self.last_index),)),
-    Mutant("vote by term only", ((RaftLog, "is_up_to_date", lambda self, index, term: term >= self.last_term),)),
+    Mutant("vote without log check", ((RaftLog, "is_up_to_date", lambda self, index, term: True),), seeds=1, story="figure_7"),
+    Mutant(
+        "vote by index only",
+        ((RaftLog, "is_up_to_date", lambda self, index, term: index >= self.last_index),),
+        seeds=95,
+        story="figure_7",
+    ),
+    Mutant(
+        "vote by term only",
+        ((RaftLog, "is_up_to_date", lambda self, index, term: term >= self.last_term),),
+        seeds=1,
+        story="figure_7",
+    ),
     Mutant(
         "term and vote in memory",
         ((Consensus, "take_ready", _voted_from_memory), (Consensus, "persisted", _persisted_without_state)),
+        seeds=1,
+        story="unverified",
     ),
-    Mutant("vote sent before sync", ((SimNode, "before_sync", _votes_leave_early),)),
-    Mutant("vote kept into the next term", ((Consensus, "_adopt_term", _keep_vote),)),
-    Mutant("duplicate votes counted", ((Consensus, "_on_vote_reply", _count_by_counter),)),
-    Mutant("stale votes counted", ((Consensus, "step", _count_stale_votes),)),
-    Mutant("accepts appends of an old term", ((Consensus, "step", _old_terms_welcome),)),
-    Mutant("previous term unchecked", ((Consensus, "_on_append_entries", _prev_term_unchecked),)),
-    Mutant("conflicts not truncated", ((RaftLog, "accept", _never_truncate),)),
-    Mutant("always truncates", ((RaftLog, "accept", _always_truncate),)),
-    Mutant("match is the last index", ((Consensus, "_verified", _ack_last_index),)),
-    Mutant("commit not clamped", ((Consensus, "_verified", _commit_unclamped),)),
+    Mutant("vote sent before sync", ((SimNode, "before_sync", _votes_leave_early),), seeds=1),
+    Mutant("vote kept into the next term", ((Consensus, "_adopt_term", _keep_vote),), seeds=1, story="old_terms"),
+    Mutant("duplicate votes counted", ((Consensus, "_on_vote_reply", _count_by_counter),), seeds=1, story="old_terms"),
+    Mutant("stale votes counted", ((Consensus, "step", _count_stale_votes),), story="old_terms"),
+    Mutant("accepts appends of an old term", ((Consensus, "step", _old_terms_welcome),), seeds=3, story="old_terms"),
+    Mutant("previous term unchecked", ((Consensus, "_on_append_entries", _prev_term_unchecked),), seeds=4, story="figure_7"),
+    Mutant("conflicts not truncated", ((RaftLog, "accept", _never_truncate),), seeds=3, story="conflicts"),
+    Mutant("always truncates", ((RaftLog, "accept", _always_truncate),), seeds=1, story="match_is_prev_plus_length"),
+    Mutant("match is the last index", ((Consensus, "_verified", _ack_last_index),), story="match_is_prev_plus_length"),
+    Mutant("commit not clamped", ((Consensus, "_verified", _commit_unclamped),), story="match_is_prev_plus_length"),
     Mutant(
         "heartbeat commits unverified",
         ((Consensus, "_on_heartbeat", _heartbeat_commit_unclamped), (Leader, "begin_round", _tell_commit_unclamped)),
+        seeds=12,
+        story="unverified",
     ),
-    Mutant("commits entries of old terms", ((Consensus, "_advance_commit", _commit_any_term),)),
-    Mutant("acknowledges before the sync", ((SimNode, "before_sync", _acks_leave_early),)),
-    Mutant("leader counts its unsynced copy", ((Leader, "_match", _count_unsynced_self),)),
-    Mutant("fsync error ignored", ((SimNode, "sync_failed", _fsync_error_ignored),)),
-    Mutant("recovery skips holes", ((Disk, "recover", _renumbered),)),
-    Mutant("recovery skips what does not verify", ((Disk, "recover", _skip_holes),)),
-    Mutant("rot is cut and forgotten", ((Disk, "found_damage", _no_damage),)),
-    Mutant("applies what is not committed", ((SimNode, "apply_limit", _apply_everything),)),
-    Mutant("reads at the leader unconfirmed", ((Leader, "read_index", _read_locally),)),
-    Mutant("no entry at the start of a term", ((Consensus, "_become_leader", _no_noop),)),
-    Mutant("dedupe table not in the snapshot", ((SimNode, "restored", _dedupe_forgotten),)),
-    Mutant("no pre-vote", ((Consensus, "campaign", _stand_at_once),)),
-    Mutant("no check-quorum", ((Leader, "has_contact", _always_in_contact),)),
-    Mutant("pre-vote refused without the term", ((Consensus, "_on_pre_vote", _refuse_without_term),)),
+    Mutant("commits entries of old terms", ((Consensus, "_advance_commit", _commit_any_term),), seeds=6, story="figure_8"),
+    Mutant("acknowledges before the sync", ((SimNode, "before_sync", _acks_leave_early),), seeds=1),
+    Mutant("leader counts its unsynced copy", ((Leader, "_match", _count_unsynced_self),), seeds=2, story="slow_disk"),
+    Mutant("fsync error ignored", ((SimNode, "sync_failed", _fsync_error_ignored),), seeds=3),
+    Mutant("recovery skips holes", ((Disk, "recover", _renumbered),), seeds=8, story="damage"),
+    Mutant("recovery skips what does not verify", ((Disk, "recover", _skip_holes),), seeds=44, story="damage"),
+    Mutant("rot is cut and forgotten", ((Disk, "found_damage", _no_damage),), seeds=44, story="damage"),
+    Mutant("applies what is not committed", ((SimNode, "apply_limit", _apply_everything),), seeds=1),
+    Mutant("reads at the leader unconfirmed", ((Leader, "read_index", _read_locally),), seeds=3, story="read_index"),
+    Mutant("no entry at the start of a term", ((Consensus, "_become_leader", _no_noop),), seeds=1, story="term_at_start"),
+    Mutant("dedupe table not in the snapshot", ((SimNode, "restored", _dedupe_forgotten),), seeds=102),
+    Mutant("no pre-vote", ((Consensus, "campaign", _stand_at_once),), seeds=5, story="pre_vote"),
+    Mutant("no check-quorum", ((Leader, "has_contact", _always_in_contact),), seeds=1, story="check_quorum"),
+    Mutant("pre-vote refused without the term", ((Consensus, "_on_pre_vote", _refuse_without_term),), story="pre_vote"),
     Mutant("log records not chained", ((Disk, "accepts", _unchained),), directed="splice"),
-    Mutant("stale acknowledgements counted", ((Consensus, "step", _count_stale_acks),)),
+    Mutant("stale acknowledgements counted", ((Consensus, "step", _count_stale_acks),), story="stale_acks"),
     # -- beyond the 28 of RELIABILITY 3.3
-    Mutant("pre-vote changes the term", ((Consensus, "_on_pre_vote", _pre_vote_takes_term),)),
-    Mutant("read joins a round under way", ((Leader, "read_index", _read_with_running_round),)),
-    Mutant("read before this term's first commit", ((Leader, "read_index", _read_before_own_commit),)),
-    Mutant("joint commit by the new half only", ((Membership, "committed_index", _single_majority),)),
-    Mutant("joint votes by the new half only", ((Membership, "vote", _vote_of_new_half),)),
-    Mutant("learners are counted", ((Membership, "committed_index", _learners_count),)),
-    Mutant("configuration not rolled back", ((MembershipHistory, "truncated", _no_rollback),)),
-    Mutant("membership changes overlap", ((Consensus, "_change", _change_any_time),)),
-    Mutant("damage cleared by the first verified entry", ((Repair, "is_due", _repaired_early),)),
-    Mutant("acknowledgements of older incarnations counted", ((Progress, "heard", _old_incarnations_count),)),
-    Mutant("snapshot keeps the conflicting log", ((RaftLog, "restore", _keep_conflicting_log),)),
-    Mutant("snapshot without the membership", ((MembershipHistory, "restored", _snapshot_forgets_membership),)),
-    Mutant("hand-over takes the lead without an election", ((Consensus, "step", _stale_timeout_now),)),
+    Mutant("pre-vote changes the term", ((Consensus, "_on_pre_vote", _pre_vote_takes_term),), seeds=3, story="pre_vote"),
+    Mutant("read joins a round under way", ((Leader, "read_index", _read_with_running_round),), story="read_index"),
+    Mutant(
+        "read before this term's first commit", ((Leader, "read_index", _read_before_own_commit),), seeds=17, story="read_index"
+    ),
+    Mutant("joint commit by the new half only", ((Membership, "committed_index", _single_majority),), seeds=60),
+    Mutant("joint votes by the new half only", ((Membership, "vote", _vote_of_new_half),), story="joint_votes"),
+    Mutant("learners are counted", ((Membership, "committed_index", _learners_count),), seeds=6, story="joint"),
+    Mutant("configuration not rolled back", ((MembershipHistory, "truncated", _no_rollback),), seeds=19, story="joint"),
+    Mutant("membership changes overlap", ((Consensus, "_change", _change_any_time),), seeds=1, story="joint"),
+    Mutant("damage cleared by the first verified entry", ((Repair, "is_due", _repaired_early),), seeds=44, story="damage"),
+    Mutant("acknowledgements of older incarnations counted", ((Progress, "heard", _old_incarnations_count),), story="damage"),
+    Mutant(
+        "snapshot keeps the conflicting log", ((RaftLog, "restore", _keep_conflicting_log),), story="snapshot_of_a_deposed_leader"
+    ),
+    Mutant(
+        "snapshot without the membership",
+        ((MembershipHistory, "restored", _snapshot_forgets_membership),),
+        story="snapshot_conflict",
+    ),
+    Mutant("hand-over takes the lead without an election", ((Consensus, "step", _stale_timeout_now),), seeds=3, story="transfer"),
 )
