@@ -227,7 +227,7 @@ def test_the_error_of_a_node_that_does_not_lead_is_definite() -> None:
 
 def test_the_invariants_can_fail() -> None:
     consensus = leading().consensus
-    consensus.commit_index = 99
+    consensus.log.commit_index = 99
     with pytest.raises(AssertionError):
         consensus.check_invariants()
 

@@ -6,7 +6,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ayder.checkpoint import StateImage, TopicImage, decode_image, snapshot
+from ayder.checkpoint import TopicImage, decode_image, snapshot
 from ayder.commands import CreateTopic, Retention
 from ayder.consumer_groups import ConsumerGroups
 from ayder.partition import IdempotencyWindow, Seen
@@ -79,8 +79,8 @@ def whole(catalogue: TopicCatalogue) -> bytes:
         ]
         facts = (topic.topic_id, topic.name, topic.storage, topic.write_mode)
         topics.append(msgspec.convert((*facts, *policy, topic.created_index, partitions), TopicImage, strict=False))
-    image = StateImage(7, 2, 9, b"12345678", catalogue.next_topic_id, catalogue.default_retention, topics, {"g": {1: 2}})
-    return b"AYSTATE\x01" + msgspec.msgpack.encode(image)
+    image = (7, 2, 9, b"12345678", catalogue.next_topic_id, catalogue.default_retention, topics, {"g": {1: 2}})
+    return b"AYSTATE\x01" + msgspec.msgpack.encode(image)  # version 1: the members never changed
 
 
 def test_pieces_are_the_whole_whatever_the_lengths() -> None:
