@@ -3,7 +3,7 @@
 Owns: starting, killing and removing what a benchmark needs. Must not know: what is measured.
 
 The data directory is made under ``--data-root`` (default ``./data``) because a figure that includes fdatasync says something
-about the disk the directory is on; a RAM disk makes every durable figure meaningless. ``AYDER_BENCH_SYNC_MS`` adds so many
+about the disk the directory is on; a RAM disk makes every durable figure meaningless. ``BENCH_SYNC_MS`` adds so many
 milliseconds to each sync (``slow_disk.py``), to see what a slower disk would leave of a figure.
 """
 
@@ -40,7 +40,7 @@ def free_port() -> int:
 def interpreter_line() -> str:
     """What a figure must be quoted with: interpreter, kernel, processors, load before the run."""
     uname, load = os.uname(), os.getloadavg()[0]
-    slow = os.environ.get("AYDER_BENCH_SYNC_MS")
+    slow = os.environ.get("BENCH_SYNC_MS")
     python = f"CPython {sys.version.split()[0]} ({os.path.realpath(sys.executable)})"
     machine = f"Linux {uname.release}, {os.cpu_count()} processors, load {load:.2f} before"
     return ", ".join((python, machine, *([f"{slow} ms added to each sync"] if slow else [])))
@@ -113,7 +113,7 @@ class Node:
             environment |= {f"AYDER_{name.upper().replace('.', '__')}": value for name, value in settings.items()}
             flags = ["--worker-class", "trio", "--bind", f"127.0.0.1:{self.port}", "ayder.http.asgi:app"]
             return [sys.executable, "-m", "hypercorn", *flags]
-        slow = os.environ.get("AYDER_BENCH_SYNC_MS")
+        slow = os.environ.get("BENCH_SYNC_MS")
         program = ["-m", "tests.bench.slow_disk", slow] if slow else ["-m", "ayder"]
         flags = [part for name, value in self._settings.items() for part in ("--set", f"{name}={value}")]
         return [sys.executable, *program, "serve", "--bind", f"127.0.0.1:{self.port}", "--data", str(self.data), *flags]
