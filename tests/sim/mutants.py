@@ -481,7 +481,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("vote kept into the next term", ((Consensus, "_adopt_term", _keep_vote),), seeds=1, story="old_terms"),
     Mutant("duplicate votes counted", ((Consensus, "_on_vote_reply", _count_by_counter),), seeds=1, story="old_terms"),
     Mutant("stale votes counted", ((Consensus, "step", _count_stale_votes),), story="old_terms"),
-    Mutant("accepts appends of an old term", ((Consensus, "step", _old_terms_welcome),), seeds=3, story="old_terms"),
+    Mutant("accepts appends of an old term", ((Consensus, "step", _old_terms_welcome),), seeds=3, story="damage"),
     Mutant("previous term unchecked", ((Consensus, "_on_append_entries", _prev_term_unchecked),), seeds=4, story="figure_7"),
     Mutant("conflicts not truncated", ((RaftLog, "accept", _never_truncate),), seeds=3, story="conflicts"),
     Mutant("always truncates", ((RaftLog, "accept", _always_truncate),), seeds=1, story="match_is_prev_plus_length"),

@@ -248,7 +248,7 @@ class SimNode:
 
     def synced(self, life: int, core: Consensus, ready: Ready) -> None:
         """The sync returned, or failed."""
-        if life != self.life or self.core is not core:
+        if life != self.life or self.core is not core or core._open is not ready:
             return
         if self.world.now < self.paused_until:
             self.world.schedule(self.paused_until - self.world.now + 0.1, self.synced, life, core, ready)

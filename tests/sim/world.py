@@ -190,6 +190,8 @@ class World:
                 self.act_start(node)
             else:
                 self.act(node, node.wake, node.life)
+            if node.core is not None and node.core._open is not None:  # who hangs on a stalled disk is not up: the stall is over
+                self.schedule(self.disk_latency(), node.synced, node.life, node.core, node.core._open)
         self._harass([name for name in self.names if name not in core], core)
         began, timeout = self.now, 2 * self.knobs.election_ms
         acked = self.clients.last_append_acked
