@@ -228,11 +228,13 @@ class Run:
 
     def values(self, first: int, last: int) -> list[bytes]:
         """The values of records ``first..last-1``."""
-        data, at, gap, ends = self.data, self._values_at, self.gap, self.ends
-        starts = (
-            [at + end + gap for end in ends[first - 1 : last - 1]] if first else [at, *(at + e + gap for e in ends[: last - 1])]
-        )
-        return [data[start : at + end] for start, end in zip(starts, ends[first:last], strict=True)]
+        at, ends = self._values_at, self.ends
+        begin = ends[first - 1] + self.gap if first else 0
+        blob = self.data[at + begin : at + ends[last - 1]]
+        if self.gap:
+            return blob.split(b"\n")
+        cuts = [end - begin for end in ends[first:last]] if begin else ends[:last]
+        return [blob[start:end] for start, end in zip([0, *cuts], cuts, strict=False)]
 
     def keys(self, first: int, last: int) -> list[bytes]:
         """The keys of records ``first..last-1``; all empty when the run has no keys."""
