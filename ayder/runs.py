@@ -231,10 +231,9 @@ class Run:
         at, ends = self._values_at, self.ends
         begin = ends[first - 1] + self.gap if first else 0
         blob = self.data[at + begin : at + ends[last - 1]]
-        if self.gap:
-            return blob.split(b"\n")
-        cuts = [end - begin for end in ends[first:last]] if begin else ends[:last]
-        return [blob[start:end] for start, end in zip([0, *cuts], cuts, strict=False)]
+        cuts = [end - begin for end in ends[first:last]] if first else ends[:last]
+        starts = [cut + self.gap for cut in cuts] if self.gap else cuts
+        return [blob[start:end] for start, end in zip([0, *starts], cuts, strict=False)]
 
     def keys(self, first: int, last: int) -> list[bytes]:
         """The keys of records ``first..last-1``; all empty when the run has no keys."""
