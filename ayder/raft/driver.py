@@ -235,8 +235,14 @@ class Driver:
         if self.network is not None and self.consensus.role is Role.LEADER:
             self.network.wake(peer)  # what it said may make room for more, or ask for another place
         self.poke()
-        while self._unwritten_bytes > _MAX_UNWRITTEN_BYTES:
+        while self._backed_up():
             await self._written.wait()
+
+    def _backed_up(self) -> bool:
+        """Whether more was received than the disk takes. What comes twice counts twice, so once all is written it is zero."""
+        if self.consensus.persisted_index == self.consensus.last_index:
+            self._unwritten_bytes = 0
+        return self._unwritten_bytes > _MAX_UNWRITTEN_BYTES
 
     def peer_lost(self, peer: NodeId) -> None:
         """The connection to a peer ended: what was under way to it may be lost."""
@@ -334,19 +340,17 @@ class Driver:
     def _take_fresh(self, entries: tuple[LogEntry, ...], placements: list[Placement]) -> None:
         """Entries are on disk; those they replaced are void."""
         fresh = self._fresh
-        if entries:
-            while fresh and fresh[-1][0].index >= entries[0].index:
-                self._fresh_bytes -= len(fresh.pop()[0].payload)
+        while entries and fresh and fresh[-1][0].index >= entries[0].index:
+            self._fresh_bytes -= len(fresh.pop()[0].payload)
         fresh.extend(zip(entries, placements, strict=True))
         size = sum(len(entry.payload) for entry in entries)
         self._fresh_bytes += size
         if self._fresh_bytes > _MAX_FRESH_BYTES:  # far behind: the apply loop reads them back
             fresh.clear()
             self._fresh_bytes = 0
-        if self._unwritten_bytes:
-            self._unwritten_bytes = max(0, self._unwritten_bytes - size)
-            written, self._written = self._written, trio.Event()
-            written.set()
+        self._unwritten_bytes -= min(size, self._unwritten_bytes)
+        written, self._written = self._written, trio.Event()
+        written.set()
 
     def _append_call(self, ready: Ready) -> Callable[[], list[Placement]]:
         log, entries, hard_state = self._log, ready.entries, ready.hard_state
