@@ -149,14 +149,19 @@ async def test_the_fast_connection_serves_http11(shared: Launched) -> None:
     assert answer.headers[b"toy-front"] == b"1"
 
 
+async def until_waiting(shared: Launched, count: bytes) -> None:
+    """Until that many requests wait in the application."""
+    with trio.fail_after(5):
+        while (await shared.ask(b"GET /count HTTP/1.1\r\nHost: a\r\n\r\n"))[0].body.split()[1] != count:
+            await trio.sleep(0.05)
+
+
 async def test_a_hang_up_cancels_what_waits(shared: Launched) -> None:
     stream = await shared.connect()
     await stream.send_all(b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n")
-    await trio.sleep(0.1)
+    await until_waiting(shared, b"1")
     await stream.aclose()
-    with trio.fail_after(5):
-        while (await shared.ask(b"GET /count HTTP/1.1\r\nHost: a\r\n\r\n"))[0].body.split()[1] != b"0":
-            await trio.sleep(0.1)
+    await until_waiting(shared, b"0")
 
 
 async def test_connections_are_counted(tmp_path: Path) -> None:
@@ -237,12 +242,10 @@ async def test_http2_by_prior_knowledge(shared: Launched) -> None:
 async def test_http2_cancelling_a_stream_cancels_its_work(shared: Launched) -> None:
     async with h2_over(await shared.connect()) as client:
         await client.send(1, "GET", "/wait")
-        await trio.sleep(0.2)
+        await until_waiting(shared, b"1")
         client.machine.reset_stream(1)
         await client.stream.send_all(client.machine.data_to_send())
-        with trio.fail_after(5):
-            while (await shared.ask(b"GET /count HTTP/1.1\r\nHost: a\r\n\r\n"))[0].body.split()[1] != b"0":
-                await trio.sleep(0.1)
+        await until_waiting(shared, b"0")
 
 
 async def test_rubbish_behind_an_http2_preface_is_harmless(shared: Launched) -> None:
